@@ -1,0 +1,1 @@
+//! The Kata agent protocol over ttrpc, and the conventions around it.

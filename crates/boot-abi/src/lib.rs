@@ -1,0 +1,1 @@
+//! What the image builder, the VMM and the boot stub agree on, byte for byte.

@@ -1,0 +1,1 @@
+//! Deterministic erofs images and dm-verity hash trees.

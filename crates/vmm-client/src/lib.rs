@@ -1,0 +1,1 @@
+//! Starts a uvm-vmm process and speaks its control protocol.

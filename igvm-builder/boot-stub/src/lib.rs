@@ -1,0 +1,1 @@
+//! The measured firmware of a utility VM.

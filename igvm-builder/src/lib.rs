@@ -1,0 +1,1 @@
+//! Builds the IGVM image of a utility VM and its measurement sidecar.

@@ -1,0 +1,1 @@
+//! containerd-shim-uvm-v2: one utility VM per pod.

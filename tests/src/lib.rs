@@ -1,0 +1,1 @@
+//! Test bed: the nested node, suites and benchmarks.

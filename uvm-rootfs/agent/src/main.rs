@@ -1,0 +1,3 @@
+//! PID 1 of the utility VM: runs the containers its owner allows.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Packs the read-only root file system of the utility VM.

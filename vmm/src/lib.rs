@@ -1,0 +1,1 @@
+//! A minimal virtual machine monitor for utility VMs.

@@ -1,0 +1,3 @@
+//! Everything a person types: demo, test, node, kernel, image.
+
+fn main() {}
