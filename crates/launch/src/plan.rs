@@ -176,7 +176,10 @@ mod tests {
             (|p| p.vcpus = 0, "vcpus: expected 1 to 64, found 0"),
             (|p| p.memory_mib = 1, "memory_mib: expected 64 to 512000, found 1"),
             (|p| p.rootfs = "x".into(), "rootfs: expected an absolute path, found \"x\""),
-            (|p| p.vsock = format!("/{}", "x".repeat(200)).into(), "vsock: expected a path of at most 96 bytes"),
+            (
+                |p| p.vsock = format!("/{}", "x".repeat(200)).into(),
+                "vsock: expected a path of at most 96 bytes",
+            ),
         ];
         for (break_it, message) in cases {
             let mut bad = plan();
