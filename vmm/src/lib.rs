@@ -1,1 +1,4 @@
 //! A minimal virtual machine monitor for utility VMs.
+
+pub mod event_loop;
+pub mod virtio;
