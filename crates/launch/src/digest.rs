@@ -93,7 +93,8 @@ mod tests {
     use super::*;
 
     fn of(pages: &[(u64, PageKind, u8)]) -> LaunchDigest {
-        let pages = pages.iter().map(|&(gpa, kind, fill)| crate::image::Page { gpa, kind, data: vec![fill; 4096] });
+        let pages =
+            pages.iter().map(|&(gpa, kind, fill)| crate::image::Page { gpa, kind, data: vec![fill; 4096] });
         let context = zerocopy::FromZeros::new_zeroed();
         of_image(&Image { pages: pages.collect(), parameters: Vec::new(), context })
     }
