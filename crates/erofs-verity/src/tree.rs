@@ -216,6 +216,11 @@ impl<C> Tree<C> {
         &self.slots[id.index()].node
     }
 
+    /// Names and nodes in a directory, sorted bytewise; none if `id` is no directory.
+    pub fn entries(&self, id: NodeId) -> impl Iterator<Item = (&[u8], NodeId)> {
+        self.slot(id).entries.iter().map(|(name, &child)| (&name[..], child))
+    }
+
     pub(crate) fn slot(&self, id: NodeId) -> &Slot<C> {
         &self.slots[id.index()]
     }
