@@ -6,6 +6,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+mod image;
 mod kernel;
 mod node;
 mod places;
@@ -26,6 +27,8 @@ enum Command {
     Setup,
     /// Build the guest kernel and print its path
     Kernel,
+    /// Build the product: programs and image, into target/uvm
+    Image,
     /// Run a command, or a shell, as root in the nested node
     Node(NodeArguments),
     /// Run all tests
@@ -62,6 +65,10 @@ fn main() -> ExitCode {
         Command::Setup => setup::ensure_all().map(|()| ExitCode::SUCCESS),
         Command::Kernel => kernel::build().map(|kernel| {
             println!("{}", kernel.image.display());
+            ExitCode::SUCCESS
+        }),
+        Command::Image => image::build().map(|folder| {
+            println!("{}", folder.display());
             ExitCode::SUCCESS
         }),
         Command::Node(arguments) => run_in_node(arguments),
