@@ -23,10 +23,13 @@ use crate::virtio::blk::{AttachError, Block, BlockSlot};
 use crate::virtio::disk::{Access, Disk, DiskError, Segment};
 use crate::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
 use crate::virtio::{Interrupt, InterruptLine, VirtioDevice};
 
 /// Queues of a block slot: requests of one slot are served by one thread, so more would not be faster.
 const BLOCK_QUEUES: u16 = 1;
+/// The guest's address on its own virtual socket bus: every machine has a bus of its own.
+const GUEST_CID: u64 = 3;
 
 /// Why a device cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +175,8 @@ impl Devices {
         add(VIRTIO_RNG, Box::new(Rng::new(loops.streams.handle())), rng)?;
 
         let vsock = interrupt(VIRTIO_VSOCK)?;
-        let device = Rng::new(loops.streams.handle());
+        let device = Vsock::new(GUEST_CID, &plan.vsock, loops.streams.handle())
+            .map_err(|source| DeviceError::File { path: plan.vsock.clone(), source })?;
         add(VIRTIO_VSOCK, Box::new(device), vsock)?;
 
         let mut slots = Vec::new();

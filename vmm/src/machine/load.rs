@@ -91,7 +91,7 @@ fn claim(taken: &mut BTreeSet<u64>, gpa: u64) -> Result<(), LoadError> {
 }
 
 fn whole_page(memory: &GuestMemoryMmap, gpa: u64) -> bool {
-    gpa % PAGE_SIZE == 0 && memory.check_range(GuestAddress(gpa), 4096)
+    gpa.is_multiple_of(PAGE_SIZE) && memory.check_range(GuestAddress(gpa), 4096)
 }
 
 fn fill(

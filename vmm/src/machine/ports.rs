@@ -32,10 +32,12 @@ pub enum Effect {
     End(Exit),
 }
 
+type Console<T> = Serial<T, NoEvents, Box<dyn Write + Send>>;
+
 /// The ports of one machine.
 pub struct Ports<T: Trigger> {
     refusal: Option<Vec<u8>>,
-    console: Option<Serial<T, NoEvents, Box<dyn Write + Send>>>,
+    console: Option<Console<T>>,
 }
 
 impl<T: Trigger> std::fmt::Debug for Ports<T> {
@@ -84,7 +86,7 @@ impl<T: Trigger> Ports<T> {
         }
     }
 
-    fn serial(&mut self, port: u16) -> Option<(&mut Serial<T, NoEvents, Box<dyn Write + Send>>, u8)> {
+    fn serial(&mut self, port: u16) -> Option<(&mut Console<T>, u8)> {
         let offset = u8::try_from(port.checked_sub(PORT_SERIAL)?).ok()?;
         SERIAL_PORTS.contains(&port).then_some(())?;
         Some((self.console.as_mut()?, offset))
