@@ -36,6 +36,7 @@ const PACKAGES: &[Package] = &[
     package("libelf-dev", "/usr/include/libelf.h"),
     package("libssl-dev", "/usr/include/openssl/ssl.h"),
     package("lz4", "/usr/bin/lz4"),
+    package("patch", "/usr/bin/patch"),
     package("perl", "/usr/bin/perl"),
     package("xz-utils", "/usr/bin/xz"),
     // Nested node. QEMU brings virtiofsd.

@@ -126,12 +126,6 @@ impl Machine {
     pub fn wait(&mut self) -> Result<ExitStatus> {
         Ok(self.qemu.wait()?)
     }
-
-    /// Ends QEMU at once: a reader of the node's stream then sees its end.
-    pub fn kill(&mut self) {
-        // It may have ended already; the wait in `drop` settles either case.
-        let _ = self.qemu.kill();
-    }
 }
 
 impl Drop for Machine {

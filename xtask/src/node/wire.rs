@@ -25,10 +25,8 @@ pub struct Setup {
     pub repository: PathBuf,
     /// Folder above `lib/modules` of the node's kernel.
     pub modules: PathBuf,
-    /// Whether to start containerd.
-    pub containerd: bool,
-    /// Seconds since the epoch, to which the node's clock is set if it is behind.
-    pub now: i64,
+    /// Archive of the sandbox image, when containerd is to be started.
+    pub containerd: Option<PathBuf>,
 }
 
 /// A command to run.
