@@ -122,7 +122,8 @@ mod tests {
 
     #[test]
     fn only_packages_without_their_file_are_missing() {
-        let found: Vec<_> = missing(PACKAGES, |file| file != "/usr/bin/bc" && file != "/usr/bin/flex").collect();
+        let found: Vec<_> =
+            missing(PACKAGES, |file| file != "/usr/bin/bc" && file != "/usr/bin/flex").collect();
         assert_eq!(found, ["bc", "flex"]);
         assert_eq!(missing(PACKAGES, |_| true).count(), 0);
     }

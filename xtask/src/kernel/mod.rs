@@ -104,7 +104,8 @@ pub fn build() -> Result<Kernel> {
     fs::rename(tree.join("arch/x86/boot/bzImage"), finished.join("bzImage"))?;
     fs::rename(tree.join(".config"), finished.join("config"))?;
     let bytes = record(&finished, &source_package, &tools)?;
-    fs::rename(&finished, &folder).with_context(|| format!("cannot move the kernel to {}", folder.display()))?;
+    fs::rename(&finished, &folder)
+        .with_context(|| format!("cannot move the kernel to {}", folder.display()))?;
     fs::remove_file(&log)?;
     progress.finish(&format!("{bytes} bytes, {}", kernel.image.display()));
     Ok(kernel)
@@ -131,7 +132,10 @@ fn record(folder: &Path, source_package: &str, tools: &[String]) -> Result<u64> 
 
 fn package_version(package: &str) -> Result<String> {
     let output = Command::new("dpkg-query").args(["-W", "-f", "${Version}", package]).output()?;
-    ensure!(output.status.success(), "expected package {package} to be installed, dpkg-query does not know it");
+    ensure!(
+        output.status.success(),
+        "expected package {package} to be installed, dpkg-query does not know it"
+    );
     Ok(String::from_utf8(output.stdout)?)
 }
 
@@ -141,8 +145,10 @@ fn tool_versions() -> Result<Vec<String>> {
 }
 
 fn first_line_of_version(tool: &str) -> Result<String> {
-    let output =
-        Command::new(tool).arg("--version").output().with_context(|| format!("cannot run {tool} --version"))?;
+    let output = Command::new(tool)
+        .arg("--version")
+        .output()
+        .with_context(|| format!("cannot run {tool} --version"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     Ok(format!("{tool}: {}", text.lines().next().unwrap_or_default()))
 }

@@ -98,7 +98,8 @@ fn background(node: &mut Node) -> Result<()> {
 }
 
 fn kvm(node: &mut Node) -> Result<()> {
-    succeed(node, "test -c /dev/kvm && test -w /dev/kvm && grep -qE '^kvm_(amd|intel) ' /proc/modules").map(drop)
+    succeed(node, "test -c /dev/kvm && test -w /dev/kvm && grep -qE '^kvm_(amd|intel) ' /proc/modules")
+        .map(drop)
 }
 
 /// Neither through the node's root nor through the share beneath it, whatever root in the node tries.
@@ -119,7 +120,10 @@ fn shared(node: &mut Node) -> Result<()> {
     let file = NodeConfig::default().share.join("check.txt");
     fs::write(&file, "from here").with_context(|| format!("cannot write {}", file.display()))?;
     let name = file.display();
-    ensure!(succeed(node, &format!("cat {name}"))? == "from here", "expected this machine's text in the node");
+    ensure!(
+        succeed(node, &format!("cat {name}"))? == "from here",
+        "expected this machine's text in the node"
+    );
     succeed(node, &format!("printf 'from there' > {name}.new && mv {name}.new {name}"))?;
     let text = fs::read_to_string(&file)?;
     fs::remove_file(&file)?;

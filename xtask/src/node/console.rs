@@ -55,7 +55,8 @@ impl RawTerminal {
         let mut raw = before.clone();
         raw.make_raw();
         let mut signals = Signals::new([SIGWINCH, SIGTERM, SIGHUP, SIGINT])?;
-        tcsetattr(io::stdin(), OptionalActions::Now, &raw).context("cannot switch the terminal to raw mode")?;
+        tcsetattr(io::stdin(), OptionalActions::Now, &raw)
+            .context("cannot switch the terminal to raw mode")?;
         let restore = before.clone();
         thread::spawn(move || {
             for signal in signals.forever() {

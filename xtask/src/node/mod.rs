@@ -163,7 +163,10 @@ impl Node {
     /// # Errors
     /// When it cannot be started or is not ready in time; the error names the console's log.
     pub fn boot(config: &NodeConfig) -> Result<Self> {
-        ensure!(rustix::process::geteuid().is_root(), "only root can share this machine's files with the node");
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "only root can share this machine's files with the node"
+        );
         let kernel = linux::fetch()?;
         let share = shared_folder(&config.share)?;
         let config = NodeConfig { share: share.clone(), ..config.clone() };
@@ -175,7 +178,8 @@ impl Node {
         let (machine, port) = qemu::Machine::start(&config, &kernel, accelerator, &folder)?;
         let requests = Requests(Arc::new(Mutex::new(port.try_clone()?)));
         let mut node = Self { machine, port, requests, folder };
-        let setup = Setup { share, repository: places::repository().to_owned(), modules: kernel.root, containerd };
+        let setup =
+            Setup { share, repository: places::repository().to_owned(), modules: kernel.root, containerd };
         node.begin(setup).with_context(|| {
             let seconds = started.elapsed().as_secs_f64();
             format!("the node did not start ({seconds:.0} s); its console is {}", node.keep_logs().display())
@@ -294,7 +298,8 @@ fn run_folder() -> Result<PathBuf> {
     fs::create_dir_all(&nodes)?;
     for entry in fs::read_dir(&nodes)?.flatten() {
         let name = entry.file_name();
-        let process = name.to_str().and_then(|name| name.strip_prefix("run-")).and_then(|run| run.split('-').next());
+        let process =
+            name.to_str().and_then(|name| name.strip_prefix("run-")).and_then(|run| run.split('-').next());
         if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
             // Two nodes may clean up at once.
             let _ = fs::remove_dir_all(entry.path());

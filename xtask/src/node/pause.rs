@@ -34,7 +34,8 @@ pub fn archive(folder: &Path) -> Result<PathBuf> {
         "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
     });
     let layer = blob(&mut archive, "application/vnd.oci.image.layer.v1.tar", &layer)?;
-    let config = blob(&mut archive, "application/vnd.oci.image.config.v1+json", &serde_json::to_vec(&config)?)?;
+    let config =
+        blob(&mut archive, "application/vnd.oci.image.config.v1+json", &serde_json::to_vec(&config)?)?;
     let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
     let mut manifest =
         blob(&mut archive, "application/vnd.oci.image.manifest.v1+json", &serde_json::to_vec(&manifest)?)?;
@@ -58,7 +59,12 @@ fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-fn append<W: std::io::Write>(archive: &mut tar::Builder<W>, path: &str, mode: u32, bytes: &[u8]) -> Result<()> {
+fn append<W: std::io::Write>(
+    archive: &mut tar::Builder<W>,
+    path: &str,
+    mode: u32,
+    bytes: &[u8],
+) -> Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_mode(mode);
     header.set_size(u64::try_from(bytes.len())?);

@@ -112,7 +112,11 @@ impl Jobs {
                 thread::spawn(move || relay(&source, &ended, &replies, wrap))
             })
             .collect();
-        self.input = Some(Input { stream: plumbing.input, terminal: job.terminal.is_some(), ended: Arc::clone(&ended) });
+        self.input = Some(Input {
+            stream: plumbing.input,
+            terminal: job.terminal.is_some(),
+            ended: Arc::clone(&ended),
+        });
         let replies = Arc::clone(&self.replies);
         thread::spawn(move || {
             let status = exit.recv().unwrap_or(u8::MAX);

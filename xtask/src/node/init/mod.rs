@@ -90,7 +90,10 @@ fn open_port() -> Result<File> {
             let port = File::options().read(true).write(true).open(&device);
             return port.with_context(|| format!("cannot open {}", device.display()));
         }
-        ensure!(started.elapsed() < PORT_LIMIT, "expected a virtio-serial port named {PORT_NAME}, found none");
+        ensure!(
+            started.elapsed() < PORT_LIMIT,
+            "expected a virtio-serial port named {PORT_NAME}, found none"
+        );
         thread::sleep(Duration::from_millis(5));
     }
 }

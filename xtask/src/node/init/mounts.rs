@@ -56,7 +56,13 @@ pub fn root(setup: &Setup) -> Result<()> {
     mount_new("sysfs", root.join("sys"), "")?;
     mount_new("cgroup2", root.join("sys/fs/cgroup"), "")?;
     mount_new("devtmpfs", root.join("dev"), "")?;
-    for (kind, name, options) in [("devpts", "pts", "ptmxmode=666,mode=620,gid=5"), ("tmpfs", "shm", "mode=1777")] {
+    // Elsewhere udev makes these.
+    for (name, target) in [("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+        symlink(Path::new("/proc/self").join(target), root.join("dev").join(name))?;
+    }
+    for (kind, name, options) in
+        [("devpts", "pts", "ptmxmode=666,mode=620,gid=5"), ("tmpfs", "shm", "mode=1777")]
+    {
         let folder = root.join("dev").join(name);
         fs::create_dir_all(&folder)?;
         mount_new(kind, folder, options)?;
@@ -83,7 +89,8 @@ fn load_modules(modules: &Path) -> Result<()> {
     let processor = fs::read_to_string("/proc/cpuinfo")?;
     let flag = |name: &str| processor.split_whitespace().any(|word| word == name);
     let kvm = if flag("svm") { "kvm-amd" } else { "kvm-intel" };
-    let output = Command::new("/sbin/modprobe").arg("-d").arg(modules).arg("-a").args(MODULES).arg(kvm).output()?;
+    let output =
+        Command::new("/sbin/modprobe").arg("-d").arg(modules).arg("-a").args(MODULES).arg(kvm).output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "modprobe: {}: {}", output.status, said.trim());
     ensure!(Path::new("/dev/kvm").exists(), "expected /dev/kvm after loading {kvm}, found none");

@@ -49,7 +49,8 @@ fn start_containerd(setup: &Setup, pause: &Path, reaper: &Reaper) -> Result<()> 
     let log = File::create(&log_path)?;
     let mut command = Command::new("/usr/bin/containerd");
     command.env("PATH", search_path(&setup.repository)).stdin(Stdio::null());
-    let (_, exit) = reaper.spawn(command.stdout(log.try_clone()?).stderr(log)).context("cannot start containerd")?;
+    let (_, exit) =
+        reaper.spawn(command.stdout(log.try_clone()?).stderr(log)).context("cannot start containerd")?;
     let started = Instant::now();
     while UnixStream::connect(CONTAINERD_SOCKET).is_err() {
         match exit.try_recv() {
