@@ -31,8 +31,11 @@ enum Command {
     Image,
     /// Run a command, or a shell, as root in the nested node
     Node(NodeArguments),
-    /// Run all tests
-    Test,
+    /// Run the tests: all steps, or those named
+    Test {
+        /// Steps to run, by name
+        steps: Vec<String>,
+    },
     /// First process of the node (run by the node's kernel only)
     #[command(hide = true)]
     NodeInit,
@@ -72,7 +75,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }),
         Command::Node(arguments) => run_in_node(arguments),
-        Command::Test => test::run(),
+        Command::Test { steps } => test::run(&steps),
         Command::NodeInit => node::init::run(),
         Command::NodeShare(arguments) => node::share::run(&arguments).map(|never| match never {}),
     };

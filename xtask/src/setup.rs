@@ -36,6 +36,7 @@ const PACKAGES: &[Package] = &[
     package("libelf-dev", "/usr/include/libelf.h"),
     package("libssl-dev", "/usr/include/openssl/ssl.h"),
     package("lz4", "/usr/bin/lz4"),
+    package("patch", "/usr/bin/patch"),
     package("perl", "/usr/bin/perl"),
     package("xz-utils", "/usr/bin/xz"),
     // Nested node. QEMU brings virtiofsd.
@@ -121,7 +122,8 @@ mod tests {
 
     #[test]
     fn only_packages_without_their_file_are_missing() {
-        let found: Vec<_> = missing(PACKAGES, |file| file != "/usr/bin/bc" && file != "/usr/bin/flex").collect();
+        let found: Vec<_> =
+            missing(PACKAGES, |file| file != "/usr/bin/bc" && file != "/usr/bin/flex").collect();
         assert_eq!(found, ["bc", "flex"]);
         assert_eq!(missing(PACKAGES, |_| true).count(), 0);
     }

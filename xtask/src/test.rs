@@ -48,19 +48,20 @@ const STEPS: &[Step] = &[
         name: "lints",
         run: || check("cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     },
-    Step { name: "unit tests", run: unit_tests },
+    Step { name: "unit-tests", run: unit_tests },
     Step { name: "node", run: crate::node::checks::run },
 ];
 
-/// Runs every step; the exit code says whether all passed.
+/// Runs the steps of these names, or all when there are none; the exit code says whether all passed.
 ///
 /// # Errors
-/// When the machine cannot be set up. Failing steps are counted, not returned.
-pub fn run() -> Result<ExitCode> {
+/// An unknown name, or a machine that cannot be set up. Failing steps are counted, not returned.
+pub fn run(names: &[String]) -> Result<ExitCode> {
+    let steps = selected(names)?;
     setup::ensure_all()?;
     let mut total = Tally::default();
-    for (number, step) in (1..).zip(STEPS) {
-        eprintln!("── [{number}/{}] {}", STEPS.len(), step.name);
+    for (number, step) in (1..).zip(&steps) {
+        eprintln!("── [{number}/{}] {}", steps.len(), step.name);
         let started = Instant::now();
         let tally = (step.run)().unwrap_or_else(|error| {
             eprintln!("{}: {error:#}", step.name);
@@ -77,6 +78,19 @@ pub fn run() -> Result<ExitCode> {
     }
     println!("{} passed, {} failed", total.passed, total.failed);
     Ok(ExitCode::from(u8::from(total.failed > 0)))
+}
+
+fn selected(names: &[String]) -> Result<Vec<&'static Step>> {
+    if names.is_empty() {
+        return Ok(STEPS.iter().collect());
+    }
+    let step = |name: &String| {
+        STEPS.iter().find(|step| step.name == name).with_context(|| {
+            let known: Vec<_> = STEPS.iter().map(|step| step.name).collect();
+            format!("expected one of the steps {}, found {name}", known.join(", "))
+        })
+    };
+    names.iter().map(step).collect()
 }
 
 fn check(program: &str, arguments: &[&str]) -> Result<Tally> {
@@ -150,6 +164,13 @@ mod tests {
         let libtest = "test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out";
         assert_eq!(summary(libtest), Tally { passed: 3, failed: 1 });
         assert_eq!(summary("   Summary [1s] 1 test run: 1 passed (1 slow), 0 skipped").passed, 1);
+    }
+
+    #[test]
+    fn unknown_steps_are_refused() {
+        assert_eq!(selected(&[]).unwrap().len(), STEPS.len());
+        assert_eq!(selected(&["node".to_owned()]).unwrap()[0].name, "node");
+        assert!(selected(&["nodes".to_owned()]).is_err());
     }
 
     #[test]

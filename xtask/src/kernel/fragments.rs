@@ -34,7 +34,10 @@ impl Fragment {
                 && option.starts_with("CONFIG_")
                 && !value.is_empty()
             {
-                ensure!(explained, "{name}:{number}: expected a comment above {option} that says why it is set");
+                ensure!(
+                    explained,
+                    "{name}:{number}: expected a comment above {option} that says why it is set"
+                );
                 options.push((option.to_owned(), value.to_owned()));
             } else {
                 bail!("{name}:{number}: expected a comment or CONFIG_NAME=value, found {line:?}");
@@ -100,7 +103,11 @@ pub fn check(fragments: &[Fragment], config: &str) -> Result<()> {
             }
         }
     }
-    ensure!(lost.is_empty(), "Kconfig did not keep these options (a dependency is missing?):\n{}", lost.join("\n"));
+    ensure!(
+        lost.is_empty(),
+        "Kconfig did not keep these options (a dependency is missing?):\n{}",
+        lost.join("\n")
+    );
     Ok(())
 }
 
@@ -123,7 +130,9 @@ mod tests {
     #[test]
     fn every_lost_option_is_listed() {
         let error = config_error("CONFIG_B=y\nCONFIG_C=8\n");
-        for line in ["CONFIG_A: asked y, found n", "CONFIG_B: asked n, found y", "CONFIG_C: asked 64, found 8"] {
+        for line in
+            ["CONFIG_A: asked y, found n", "CONFIG_B: asked n, found y", "CONFIG_C: asked 64, found 8"]
+        {
             assert!(error.contains(line), "{error}");
         }
     }

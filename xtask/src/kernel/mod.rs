@@ -1,13 +1,13 @@
-//! The guest kernel: Debian's `linux-source-6.12` with `guest-kernel-config/*.config`, cached by content.
+//! The guest kernel: Debian's `linux-source-6.12` with `guest-kernel-config/`, cached by content.
 //!
-//! The result's folder is named by the SHA-256 of everything that decides its bytes: fragments, source package,
-//! compiler and linker, and [`RECIPE`]. It appears by one rename, so whoever sees it sees it whole.
+//! The result's folder is named by the SHA-256 of everything that decides its bytes: fragments, patches, source
+//! package, compiler and linker, and [`RECIPE`]. It appears by one rename, so whoever sees it sees it whole.
 
 mod fragments;
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, LineWriter, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -60,10 +60,12 @@ struct BuildRecord<'a> {
 /// Missing tools; a fragment's option that did not survive into `.config`; a failed build, naming its log.
 pub fn build() -> Result<Kernel> {
     setup::ensure_all()?;
-    let fragments = fragments::read_all(&places::repository().join("guest-kernel-config"))?;
+    let inputs = places::repository().join("guest-kernel-config");
+    let fragments = fragments::read_all(&inputs)?;
+    let patches = read_patches(&inputs.join("patches"))?;
     let source_package = format!("{SOURCE_PACKAGE} {}", package_version(SOURCE_PACKAGE)?);
     let tools = tool_versions()?;
-    let key = cache_key(&fragments, &source_package, &tools);
+    let key = cache_key(&fragments, &patches, &source_package, &tools);
 
     let cache = places::cache()?.join("kernel");
     let folder = cache.join(&key);
@@ -82,6 +84,7 @@ pub fn build() -> Result<Kernel> {
     let work = tempfile::Builder::new().prefix(".build-").tempdir_in(&cache)?;
     let log = cache.join(format!("{}.log", &key[..16]));
     let tree = unpack(work.path(), &mut progress)?;
+    patches.iter().try_for_each(|patch| apply(patch, &tree))?;
     let make = Make { tree: &tree, log: &log };
     let merged = work.path().join("merged.config");
     fs::write(&merged, fragments::merged(&fragments))?;
@@ -101,7 +104,8 @@ pub fn build() -> Result<Kernel> {
     fs::rename(tree.join("arch/x86/boot/bzImage"), finished.join("bzImage"))?;
     fs::rename(tree.join(".config"), finished.join("config"))?;
     let bytes = record(&finished, &source_package, &tools)?;
-    fs::rename(&finished, &folder).with_context(|| format!("cannot move the kernel to {}", folder.display()))?;
+    fs::rename(&finished, &folder)
+        .with_context(|| format!("cannot move the kernel to {}", folder.display()))?;
     fs::remove_file(&log)?;
     progress.finish(&format!("{bytes} bytes, {}", kernel.image.display()));
     Ok(kernel)
@@ -128,7 +132,10 @@ fn record(folder: &Path, source_package: &str, tools: &[String]) -> Result<u64> 
 
 fn package_version(package: &str) -> Result<String> {
     let output = Command::new("dpkg-query").args(["-W", "-f", "${Version}", package]).output()?;
-    ensure!(output.status.success(), "expected package {package} to be installed, dpkg-query does not know it");
+    ensure!(
+        output.status.success(),
+        "expected package {package} to be installed, dpkg-query does not know it"
+    );
     Ok(String::from_utf8(output.stdout)?)
 }
 
@@ -138,13 +145,51 @@ fn tool_versions() -> Result<Vec<String>> {
 }
 
 fn first_line_of_version(tool: &str) -> Result<String> {
-    let output =
-        Command::new(tool).arg("--version").output().with_context(|| format!("cannot run {tool} --version"))?;
+    let output = Command::new(tool)
+        .arg("--version")
+        .output()
+        .with_context(|| format!("cannot run {tool} --version"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     Ok(format!("{tool}: {}", text.lines().next().unwrap_or_default()))
 }
 
-fn cache_key(fragments: &[fragments::Fragment], source_package: &str, tools: &[String]) -> String {
+/// A change to the source: its file name and text.
+type Patch = (String, String);
+
+/// Patches in the order of their names.
+fn read_patches(folder: &Path) -> Result<Vec<Patch>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut patches = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        patches.push((entry.file_name().to_string_lossy().into_owned(), fs::read_to_string(entry.path())?));
+    }
+    patches.sort();
+    Ok(patches)
+}
+
+/// Applies a patch exactly: one that only nearly fits was written for another source.
+fn apply((name, text): &Patch, tree: &Path) -> Result<()> {
+    let mut child = Command::new("patch")
+        .args(["--strip=1", "--fuzz=0", "--batch", "--forward"])
+        .current_dir(tree)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start patch")?;
+    child.stdin.take().context("patch has no standard input")?.write_all(text.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "patch {name} does not fit {SOURCE}: {}", said.trim());
+    Ok(())
+}
+
+fn cache_key(
+    fragments: &[fragments::Fragment],
+    patches: &[Patch],
+    source_package: &str,
+    tools: &[String],
+) -> String {
     let mut hash = Sha256::new();
     // Each part is preceded by its length, so that no two lists of parts run together alike.
     let mut add = |part: &str| {
@@ -155,9 +200,10 @@ fn cache_key(fragments: &[fragments::Fragment], source_package: &str, tools: &[S
     tools.iter().for_each(|tool| add(tool));
     RECIPE.iter().for_each(|variable| add(variable));
     add(MAPPED_PATH);
-    for fragment in fragments {
-        add(&fragment.name);
-        add(&fragment.text);
+    let texts = fragments.iter().map(|fragment| (&fragment.name, &fragment.text));
+    for (name, text) in texts.chain(patches.iter().map(|(name, text)| (name, text))) {
+        add(name);
+        add(text);
     }
     hex::encode(hash.finalize())
 }
@@ -196,10 +242,10 @@ impl Make<'_> {
             .spawn()
             .context("cannot start make")?;
         let lines = BufReader::new(child.stdout.take().context("make has no standard output")?).lines();
-        let mut copy = std::io::LineWriter::new(log);
+        let mut copy = LineWriter::new(log);
         for line in lines {
             let line = line?;
-            std::io::Write::write_all(&mut copy, format!("{line}\n").as_bytes())?;
+            writeln!(copy, "{line}")?;
             on_line(&line);
         }
         let status = child.wait()?;
@@ -221,12 +267,15 @@ mod tests {
     #[test]
     fn every_input_changes_the_key() {
         let base = [fragment("a.config", "# Why.\nCONFIG_A=y\n")];
+        let patches = [("1.patch".to_owned(), "text".to_owned())];
         let tools = ["gcc 12".to_owned()];
-        let key = cache_key(&base, "source 1", &tools);
-        assert_eq!(key, cache_key(&base, "source 1", &tools));
-        assert_ne!(key, cache_key(&base, "source 2", &tools));
-        assert_ne!(key, cache_key(&base, "source 1", &["gcc 13".to_owned()]));
-        assert_ne!(key, cache_key(&[fragment("b.config", "# Why.\nCONFIG_A=y\n")], "source 1", &tools));
-        assert_ne!(key, cache_key(&[fragment("a.config", "# Why.\nCONFIG_A=n\n")], "source 1", &tools));
+        let key = cache_key(&base, &patches, "source 1", &tools);
+        assert_eq!(key, cache_key(&base, &patches, "source 1", &tools));
+        assert_ne!(key, cache_key(&base, &[], "source 1", &tools));
+        assert_ne!(key, cache_key(&base, &patches, "source 2", &tools));
+        assert_ne!(key, cache_key(&base, &patches, "source 1", &["gcc 13".to_owned()]));
+        for other in [("b.config", "# Why.\nCONFIG_A=y\n"), ("a.config", "# Why.\nCONFIG_A=n\n")] {
+            assert_ne!(key, cache_key(&[fragment(other.0, other.1)], &patches, "source 1", &tools));
+        }
     }
 }

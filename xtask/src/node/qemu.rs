@@ -126,12 +126,6 @@ impl Machine {
     pub fn wait(&mut self) -> Result<ExitStatus> {
         Ok(self.qemu.wait()?)
     }
-
-    /// Ends QEMU at once: a reader of the node's stream then sees its end.
-    pub fn kill(&mut self) {
-        // It may have ended already; the wait in `drop` settles either case.
-        let _ = self.qemu.kill();
-    }
 }
 
 impl Drop for Machine {
@@ -171,7 +165,10 @@ fn arguments(config: &NodeConfig, accelerator: Accelerator, files: &str, port: i
         "-nodefaults -no-user-config -no-reboot -display none -vga none".to_owned(),
     ];
     list.extend(machine.iter().flat_map(|part| part.split(' ').map(str::to_owned)));
-    list.extend(["-chardev".into(), format!("socket,id=files,path={},abstract=on", files.replace(',', ",,"))]);
+    list.extend([
+        "-chardev".into(),
+        format!("socket,id=files,path={},abstract=on", files.replace(',', ",,")),
+    ]);
     list.extend(["-device".into(), "vhost-user-fs-pci,chardev=files,tag=rootfs".into()]);
     list.extend(["-chardev".into(), format!("socket,id=port,fd={port}"), "-device".into()]);
     list.extend(["virtio-serial-pci".into(), "-device".into()]);

@@ -25,10 +25,8 @@ pub struct Setup {
     pub repository: PathBuf,
     /// Folder above `lib/modules` of the node's kernel.
     pub modules: PathBuf,
-    /// Whether to start containerd.
-    pub containerd: bool,
-    /// Seconds since the epoch, to which the node's clock is set if it is behind.
-    pub now: i64,
+    /// Archive of the sandbox image, when containerd is to be started.
+    pub containerd: Option<PathBuf>,
 }
 
 /// A command to run.
@@ -104,7 +102,9 @@ impl Message for Request {
             (1, json) => Ok(Self::Setup(serde_json::from_slice(json)?)),
             (2, json) => Ok(Self::Run(serde_json::from_slice(json)?)),
             (3, _) => Ok(Self::Input(payload)),
-            (4, &[r0, r1, c0, c1]) => Ok(Self::Resize(u16::from_le_bytes([r0, r1]), u16::from_le_bytes([c0, c1]))),
+            (4, &[r0, r1, c0, c1]) => {
+                Ok(Self::Resize(u16::from_le_bytes([r0, r1]), u16::from_le_bytes([c0, c1])))
+            }
             (5, []) => Ok(Self::Shutdown),
             _ => Err(unknown("request", kind, payload.len())),
         }
@@ -145,10 +145,11 @@ fn unknown(what: &str, kind: u8, length: usize) -> io::Error {
 /// Those of the stream; [`io::ErrorKind::InvalidInput`] for a payload above [`MAX_PAYLOAD`].
 pub fn send(mut stream: impl Write, message: &impl Message) -> io::Result<()> {
     let (kind, payload) = message.encode()?;
-    let length = u32::try_from(payload.len()).ok().filter(|_| payload.len() <= MAX_PAYLOAD).ok_or_else(|| {
-        let text = format!("expected a payload of at most {MAX_PAYLOAD} bytes, found {}", payload.len());
-        io::Error::new(io::ErrorKind::InvalidInput, text)
-    })?;
+    let length =
+        u32::try_from(payload.len()).ok().filter(|_| payload.len() <= MAX_PAYLOAD).ok_or_else(|| {
+            let text = format!("expected a payload of at most {MAX_PAYLOAD} bytes, found {}", payload.len());
+            io::Error::new(io::ErrorKind::InvalidInput, text)
+        })?;
     let mut frame = Vec::with_capacity(5 + payload.len());
     frame.push(kind);
     frame.extend(length.to_le_bytes());
