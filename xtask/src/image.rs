@@ -123,7 +123,12 @@ fn cargo(name: &str, arguments: &[String], flags: &str, target: Option<&Path>) -
 fn run(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
     if !output.status.success() {
-        bail!("{:?} failed ({}):\n{}", command.get_program(), output.status, String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "{:?} failed ({}):\n{}",
+            command.get_program(),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ mod kernel;
 mod node;
 mod places;
 mod progress;
+mod redis_image;
 mod setup;
 mod test;
 
