@@ -6,6 +6,7 @@
 //! and its protobuf form. No I/O happens here; every parser is bounded and refuses what it does not know.
 
 pub mod id;
+pub mod oci;
 
 pub mod paths;
 pub mod ready;
