@@ -1,1 +1,135 @@
 //! What the image builder, the VMM and the boot stub agree on, byte for byte.
+//!
+//! `no_std`, so that the stub can use it. Addresses are guest-physical. Everything below [`PARAMS_GPA`] is
+//! measured; the parameter page is the loader's word and is checked by [`ram::Ram::check`] before use.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod ram;
+
+use core::mem::{offset_of, size_of};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// First byte of the stub: its code, data and stack.
+pub const STUB_GPA: u64 = 0x10_0000;
+/// End of the room for the stub's code, data and stack.
+pub const STUB_LIMIT: u64 = 0x14_0000;
+/// Two pages of page tables: one PML4 and one PDPT that maps the first 512 GiB one to one in 1 GiB pages.
+pub const PAGE_TABLES_GPA: u64 = 0x14_0000;
+/// The page with the [`Config`].
+pub const CONFIG_GPA: u64 = 0x14_2000;
+/// The page with the DSDT.
+pub const DSDT_GPA: u64 = 0x14_3000;
+/// The page that the loader fills: the number of virtual CPUs, then the memory map.
+pub const PARAMS_GPA: u64 = 0x14_4000;
+/// End of everything that belongs to the stub; the kernel is told to keep off.
+pub const STUB_END: u64 = 0x15_0000;
+
+/// Offset of the virtual CPU count (u32) in the parameter page.
+pub const PARAMS_VP_COUNT: usize = 0;
+/// Offset of the memory map in the parameter page.
+pub const PARAMS_MEMORY_MAP: usize = 64;
+/// Entries that fit behind [`PARAMS_MEMORY_MAP`].
+pub const MEMORY_MAP_ENTRIES: usize = (PAGE - PARAMS_MEMORY_MAP) / size_of::<MemoryMapEntry>();
+
+/// Where the kernel is run: the preferred address of a 64-bit bzImage.
+pub const KERNEL_GPA: u64 = 0x100_0000;
+/// Where the zero page (`boot_params`) is built.
+pub const BOOT_PARAMS_GPA: u64 = 0x7000;
+/// Where the kernel finds its command line.
+pub const COMMAND_LINE_GPA: u64 = 0x8000;
+/// Where the ACPI tables are built; the RSDP comes first.
+pub const ACPI_GPA: u64 = 0xE_0000;
+/// End of the room for ACPI tables.
+pub const ACPI_LIMIT: u64 = 0x10_0000;
+/// End of conventional RAM below the ACPI tables.
+pub const CONVENTIONAL_LIMIT: u64 = 0x9_F000;
+
+/// Longest command line with its terminating zero: `COMMAND_LINE_SIZE` of x86 Linux.
+pub const COMMAND_LINE_MAX: usize = 2048;
+/// Most bytes of DSDT: one page.
+pub const DSDT_MAX: usize = PAGE;
+
+const PAGE: usize = 4096;
+
+/// The stub's measured configuration, at the start of the page at [`CONFIG_GPA`]. Little-endian.
+#[derive(Debug, Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Config {
+    /// [`Config::MAGIC`].
+    pub magic: [u8; 8],
+    /// SHA-256 of the kernel file.
+    pub kernel_sha256: [u8; 32],
+    /// Size of the kernel file in bytes.
+    pub kernel_bytes: u64,
+    /// Where the loader has put the kernel file, in shared memory.
+    pub window_gpa: u64,
+    /// Most virtual CPUs this image runs with.
+    pub max_vcpus: u32,
+    /// Bytes of DSDT in the page at [`DSDT_GPA`].
+    pub dsdt_bytes: u32,
+    /// Base address of the I/O APIC.
+    pub ioapic_gpa: u32,
+    /// I/O port of the ACPI sleep control register; the status register follows it.
+    pub sleep_port: u16,
+    /// I/O port of the ACPI reset register.
+    pub reset_port: u16,
+    /// I/O port that takes [`StubPort`] bytes.
+    pub stub_port: u16,
+    /// Bytes of command line, without a terminating zero.
+    pub command_line_bytes: u16,
+    /// Bytes of real-mode set-up code at the start of the kernel file.
+    pub kernel_setup_bytes: u32,
+    /// The kernel's command line, padded with zeros.
+    pub command_line: [u8; COMMAND_LINE_MAX],
+}
+
+impl Config {
+    /// First bytes of the configuration; the digit is the layout's version.
+    pub const MAGIC: [u8; 8] = *b"UVMSTUB1";
+}
+
+const _: () = assert!(offset_of!(Config, kernel_bytes) == 40);
+const _: () = assert!(offset_of!(Config, command_line) == 80);
+const _: () = assert!(size_of::<Config>() == 80 + COMMAND_LINE_MAX);
+
+/// One entry of the memory map, in the form of IGVM's `IGVM_VHS_MEMORY_MAP_ENTRY`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MemoryMapEntry {
+    /// First page, in units of 4096 bytes.
+    pub first_page: u64,
+    /// Number of pages; the first entry of none ends the map.
+    pub pages: u64,
+    /// Kind of memory; only [`MemoryMapEntry::RAM`] is accepted.
+    pub kind: u16,
+    /// Zero.
+    pub flags: u16,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl MemoryMapEntry {
+    /// Ordinary RAM (`MemoryMapEntryType::MEMORY`).
+    pub const RAM: u16 = 0;
+}
+
+const _: () = assert!(size_of::<MemoryMapEntry>() == 24);
+
+/// The bytes that the stub writes to its I/O port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum StubPort {
+    /// Ends a refusal.
+    End = 0,
+    /// The stub runs.
+    Started = 1,
+    /// The kernel is verified and about to be entered.
+    KernelEntry = 2,
+    /// The stub will not go on; the reason follows as text and is ended by [`StubPort::End`].
+    Refused = 3,
+}
+
+/// Longest reason of a refusal, in bytes, that a VMM keeps.
+pub const REFUSAL_MAX: usize = 256;

@@ -5,5 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod digest;
+pub mod image;
 pub mod layout;
 pub mod plan;
