@@ -1,0 +1,174 @@
+//! What takes time: each function here runs in a task of its own and owns no state of the pod.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_protocol::rpc::oci;
+use oci_spec::runtime::Spec;
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::debug;
+
+use super::Create;
+use super::boot::boot;
+use super::notice::{Created, Notice};
+use super::process::Streams;
+use super::vm::VmDriver;
+use crate::agent::{Agent, ProcessId};
+use crate::container::{Guest, NewContainer, Slot};
+use crate::identity::Role;
+use crate::io::{OpenStdio, Relays, Stdio};
+use crate::state_dir::StateDir;
+use crate::status::TaskError;
+
+/// How long the output of a process that has ended may take to be passed on.
+pub const DRAIN: Duration = Duration::from_secs(5);
+/// Least time between two reports of memory that ran out: a guest must not crowd out other events.
+const OOM_PAUSE: Duration = Duration::from_secs(1);
+
+/// Signal that no process can ignore.
+pub const SIGKILL: u32 = 9;
+
+/// A container's creation, and its pod's if it is the first.
+pub struct Creation {
+    /// Starts the machine.
+    pub driver: Arc<dyn VmDriver>,
+    /// The pod's directory.
+    pub state: StateDir,
+    /// What the container is to its pod.
+    pub role: Role,
+    /// Its spec.
+    pub spec: Spec,
+    /// The machine, unless this container is to bring it about.
+    pub guest: Option<Guest>,
+    /// The slot for its root file system, unless it has none.
+    pub slot: Option<u32>,
+}
+
+impl Creation {
+    /// Creates the container. When it fails, nothing is left of what it brought about.
+    pub async fn run(self, create: &Create) -> Created {
+        let slot = self.slot.map(Slot::Free);
+        let stdio = match create.stdio.open().await {
+            Ok(stdio) => stdio,
+            Err(error) => return Created::Failed { error: error.into(), slot },
+        };
+        let boots = self.guest.is_none();
+        let guest = match self.guest {
+            Some(guest) => guest,
+            None => {
+                let options = create.options.as_ref();
+                let state = &self.state;
+                match boot(&*self.driver, state, &create.id, self.role, &self.spec, options).await {
+                    Ok(guest) => guest,
+                    Err(error) => return Created::Failed { error, slot },
+                }
+            }
+        };
+        if let Some(slot) = self.slot {
+            let new = NewContainer { id: create.id.clone(), spec: self.spec, rootfs: create.rootfs.clone() };
+            if let Err((error, slot)) = guest.create(new, slot).await {
+                if boots {
+                    end_pod(&guest).await;
+                }
+                return Created::Failed { error, slot: Some(slot) };
+            }
+        }
+        Created::Ok { booted: boots.then_some(guest), stdio }
+    }
+}
+
+/// Ends the machine and removes what the pod has on the host.
+pub async fn end_pod(guest: &Guest) {
+    guest.vm.stop().await;
+    if let Err(error) = guest.state.remove() {
+        tracing::warn!(path = %guest.state.path().display(), %error, "the pod's directory is not removed");
+    }
+}
+
+/// Starts a container's first process.
+///
+/// # Errors
+/// When the agent cannot.
+pub async fn start_first(
+    agent: &Agent,
+    process: &ProcessId,
+    stdio: Option<OpenStdio>,
+) -> Result<Option<Relays>, TaskError> {
+    agent.start_container(&process.container).await?;
+    Ok(stdio.map(|stdio| stdio.relay(agent, process)))
+}
+
+/// Starts an additional process.
+///
+/// # Errors
+/// When its streams cannot be opened, or the agent cannot start it.
+pub async fn start_exec(
+    agent: &Agent,
+    process: &ProcessId,
+    spec: oci::Process,
+    stdio: Stdio,
+) -> Result<Option<Relays>, TaskError> {
+    let stdio = stdio.open().await?;
+    agent.exec(process, spec).await?;
+    Ok(Some(stdio.relay(agent, process)))
+}
+
+/// Delivers a signal; the end of a pod of one that does not answer any more is the end of its machine.
+///
+/// # Errors
+/// When the agent refuses, or does not answer for another signal or container.
+pub async fn signal(
+    guest: &Guest,
+    process: &ProcessId,
+    signal: u32,
+    all: bool,
+    leads: bool,
+) -> Result<(), TaskError> {
+    let delivered = if all {
+        guest.agent.signal_all(&process.container, signal).await
+    } else {
+        guest.agent.signal(process, signal).await
+    };
+    match delivered {
+        Err(error) if leads && signal == SIGKILL && process.exec.is_empty() && !error.is_refusal() => {
+            debug!(%process, %error, "the guest does not answer: its machine is stopped");
+            guest.vm.stop().await;
+            Ok(())
+        }
+        delivered => Ok(delivered?),
+    }
+}
+
+/// Lets what streams still carry pass, within a limit.
+pub async fn drain(streams: Vec<Streams>) {
+    for streams in streams {
+        if let Streams::Relayed(relays) = streams {
+            relays.finish(DRAIN).await;
+        }
+    }
+}
+
+/// Reports the machine's end.
+pub async fn watch_machine(guest: Guest, notices: UnboundedSender<Notice>) {
+    let why = guest.vm.wait().await;
+    // Nobody listens when the shim is shutting down.
+    let _ = notices.send(Notice::MachineEnded(why));
+}
+
+/// Reports containers that run out of memory, as long as the agent does.
+pub async fn watch_memory(agent: Agent, notices: UnboundedSender<Notice>) {
+    loop {
+        match agent.oom_event().await {
+            Ok(container) => {
+                if notices.send(Notice::OutOfMemory(container)).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                debug!(%error, "no more reports of memory that ran out");
+                return;
+            }
+        }
+        tokio::time::sleep(OOM_PAUSE).await;
+    }
+}

@@ -1,0 +1,45 @@
+//! What the tasks that wait for the guest bring back to the actor.
+
+use super::process::Reply;
+use super::state::Step;
+use super::{Create, Deleted};
+use crate::agent::{AgentError, ProcessId};
+use crate::container::{Guest, Slot};
+use crate::io::{OpenStdio, Relays};
+use crate::status::TaskError;
+
+/// A container that was created, or why it was not.
+pub enum Created {
+    /// It exists in the guest.
+    Ok {
+        /// The machine, if this container brought it about.
+        booted: Option<Guest>,
+        /// Its streams.
+        stdio: OpenStdio,
+    },
+    /// It does not.
+    Failed {
+        /// Why.
+        error: TaskError,
+        /// What became of its slot.
+        slot: Option<Slot>,
+    },
+}
+
+/// News for the actor.
+pub enum Notice {
+    /// The creation of a container has come to its end.
+    Created(Box<Create>, Created, Reply<u32>),
+    /// The start of a process has come to its end.
+    Started(ProcessId, Result<Option<Relays>, TaskError>, Reply<u32>),
+    /// A process has ended, or the question how it ended could not be answered.
+    Exited(ProcessId, Result<u32, AgentError>),
+    /// A container was frozen or thawed, or could not be: the step that its state takes.
+    Frozen(String, Step, Result<(), AgentError>, Reply<()>),
+    /// A process was removed, and its slot has become this.
+    Deleted(ProcessId, Option<Slot>, Deleted, Reply<Deleted>),
+    /// A container ran out of memory.
+    OutOfMemory(String),
+    /// The machine has ended, for this reason.
+    MachineEnded(String),
+}
