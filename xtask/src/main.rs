@@ -1,4 +1,4 @@
-//! Everything a person types: `cargo xtask setup|kernel|node|test`.
+//! Everything a person types: `cargo xtask demo|test|node|image|kernel|setup`.
 //!
 //! This file only maps subcommands to modules; each module owns one artefact or one piece of machinery.
 
@@ -6,6 +6,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+mod demo;
 mod image;
 mod kernel;
 mod node;
@@ -13,6 +14,7 @@ mod places;
 mod progress;
 mod redis_image;
 mod setup;
+mod suites;
 mod test;
 
 #[derive(Parser)]
@@ -28,6 +30,8 @@ enum Command {
     Setup,
     /// Build the guest kernel and print its path
     Kernel,
+    /// Run a real image as a pod in a utility VM, and show what that is
+    Demo(demo::Arguments),
     /// Build the product: programs and image, into target/uvm
     Image,
     /// Run a command, or a shell, as root in the nested node
@@ -71,6 +75,7 @@ fn main() -> ExitCode {
             println!("{}", kernel.image.display());
             ExitCode::SUCCESS
         }),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Image => image::build().map(|folder| {
             println!("{}", folder.display());
             ExitCode::SUCCESS

@@ -50,6 +50,7 @@ const STEPS: &[Step] = &[
     },
     Step { name: "unit-tests", run: unit_tests },
     Step { name: "node", run: crate::node::checks::run },
+    Step { name: "suites", run: crate::suites::run },
 ];
 
 /// Runs the steps of these names, or all when there are none; the exit code says whether all passed.
@@ -136,10 +137,15 @@ pub fn counted(command: &mut Command) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Counts in a summary line of libtest (`test result: …`) or nextest (`Summary […] …`); zero in any other line.
+/// Counts in a summary line of libtest (`test result: …`), nextest (`Summary […] …`) or the node's suites
+/// (`N passed, N failed`); zero in any other line.
 fn summary(line: &str) -> Tally {
-    let line = line.trim_start();
-    if !line.starts_with("test result:") && !line.starts_with("Summary [") {
+    let line = line.trim();
+    let of_suites = line.split_once(" passed, ").is_some_and(|(passed, rest)| {
+        passed.parse::<usize>().is_ok()
+            && rest.strip_suffix(" failed").is_some_and(|n| n.parse::<usize>().is_ok())
+    });
+    if !line.starts_with("test result:") && !line.starts_with("Summary [") && !of_suites {
         return Tally::default();
     }
     let words: Vec<_> = line.split([' ', ',', ';', ':']).filter(|word| !word.is_empty()).collect();
@@ -163,6 +169,8 @@ mod tests {
         assert_eq!(summary(nextest), Tally { passed: 5, failed: 2 });
         let libtest = "test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out";
         assert_eq!(summary(libtest), Tally { passed: 3, failed: 1 });
+        assert_eq!(summary("26 passed, 1 failed"), Tally { passed: 26, failed: 1 });
+        assert_eq!(summary("ok    26 passed, 1 failed"), Tally::default());
         assert_eq!(summary("   Summary [1s] 1 test run: 1 passed (1 slow), 0 skipped").passed, 1);
     }
 

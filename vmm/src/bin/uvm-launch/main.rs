@@ -1,7 +1,6 @@
 //! `uvm-launch`: launches utility VMs by hand, and shows what they do.
 
 mod run;
-mod timeline;
 
 use std::process::ExitCode;
 

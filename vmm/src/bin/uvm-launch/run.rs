@@ -13,11 +13,10 @@ use agent_protocol::ready::{MAX_LEN, ReadyLine};
 use anyhow::{Context as _, Result, anyhow, bail};
 use launch::control::{Event, Exit, STATUS_LAUNCH_REFUSED};
 use launch::plan::{LaunchPlan, Tee};
+use launch::timeline::{Reached, Timeline, table};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use vmm_client::Vmm;
-
-use crate::timeline::{Reached, Step, Timeline, table};
 
 /// How long a guest may take to become ready, where that is waited for.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -125,8 +124,7 @@ fn follow(arguments: &Arguments, news: &Receiver<News>, vmm: &Vmm, timeline: &mu
             News::Vmm(Event::Refused(why)) => return Ok(End::Refused(why)),
             News::Vmm(Event::Ended(exit)) => return Ok(End::Ended(exit)),
             News::Ready(line, at_us) => {
-                timeline.reach(Step::AgentReady, at_us);
-                timeline.reach(Step::Init, at_us.saturating_sub(line.init_to_ready_us));
+                timeline.ready(at_us, line.init_to_ready_us);
                 if arguments.until_ready {
                     vmm.stop()?;
                 }

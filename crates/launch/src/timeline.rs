@@ -1,10 +1,11 @@
 //! A boot's timeline: when each step was reached, counted from the moment the VMM was asked for.
 
-use launch::control::Mark;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::control::Mark;
 
 /// A step of a boot, from the first process on the host to the serving agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     /// The VMM's process runs.
@@ -50,7 +51,7 @@ impl Step {
 }
 
 /// A step and its time.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reached {
     /// Which.
     pub step: Step,
@@ -59,7 +60,7 @@ pub struct Reached {
 }
 
 /// The steps of one boot.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Timeline {
     origin_us: u64,
     steps: Vec<Reached>,
@@ -67,6 +68,7 @@ pub struct Timeline {
 
 impl Timeline {
     /// A timeline that counts from `origin_us` of `CLOCK_MONOTONIC`.
+    #[must_use]
     pub fn new(origin_us: u64) -> Self {
         Self { origin_us, steps: Vec::new() }
     }
@@ -76,7 +78,14 @@ impl Timeline {
         self.steps.push(Reached { step, at_us: monotonic_us.saturating_sub(self.origin_us) });
     }
 
+    /// Notes that the agent's ready line came in at `monotonic_us`, `init_to_ready_us` after PID 1 began.
+    pub fn ready(&mut self, monotonic_us: u64, init_to_ready_us: u64) {
+        self.reach(Step::Init, monotonic_us.saturating_sub(init_to_ready_us));
+        self.reach(Step::AgentReady, monotonic_us);
+    }
+
     /// The steps in order.
+    #[must_use]
     pub fn steps(mut self) -> Vec<Reached> {
         self.steps.sort_by_key(|reached| reached.step);
         self.steps
@@ -84,6 +93,7 @@ impl Timeline {
 }
 
 /// The timeline for people: each step, its time, and what it took.
+#[must_use]
 pub fn table(steps: &[Reached]) -> String {
     let millis = |us: u64| format!("{}.{:03} ms", us / 1000, us % 1000);
     let mut text = String::new();
