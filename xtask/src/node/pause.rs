@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 /// The image's name in containerd.
 const NAME: &str = "localhost/pause:node";
-/// Statically linked, and able to sleep for ever.
+/// Statically linked, and able to sleep for ever. It goes by its own name in the image: its name selects what it does.
 const PROGRAM: &str = "/bin/busybox";
 
 /// Writes the image as an OCI archive into `folder`; gives its path.
@@ -22,7 +22,7 @@ const PROGRAM: &str = "/bin/busybox";
 pub fn archive(folder: &Path) -> Result<PathBuf> {
     let program = fs::read(PROGRAM).with_context(|| format!("cannot read {PROGRAM}"))?;
     let mut layer = tar::Builder::new(Vec::new());
-    append(&mut layer, "pause", 0o755, &program)?;
+    append(&mut layer, "busybox", 0o755, &program)?;
     let layer = layer.into_inner()?;
 
     let path = folder.join("pause.tar");
@@ -30,7 +30,7 @@ pub fn archive(folder: &Path) -> Result<PathBuf> {
     let config = json!({
         "architecture": "amd64",
         "os": "linux",
-        "config": { "Entrypoint": ["/pause", "sleep", "infinity"] },
+        "config": { "Entrypoint": ["/busybox", "sleep", "infinity"] },
         "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
     });
     let layer = blob(&mut archive, "application/vnd.oci.image.layer.v1.tar", &layer)?;
