@@ -1,7 +1,7 @@
 //! A connection together with its host's socket: what one learns, the other is told.
 
 use std::net::Shutdown;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vm_memory::{GuestMemoryError, GuestMemoryMmap, VolatileSlice};
 
@@ -10,9 +10,6 @@ use super::packet::{HEADER_BYTES, MAX_PAYLOAD, Op, Packet, Ports};
 use super::stream::{HostStream, ReadOutcome};
 use crate::event_loop::Readiness;
 use crate::virtio::chain::{Chain, ChainError, Part};
-
-/// How long a guest may take to reset a connection that the host has closed.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(8);
 
 /// A connection and its host.
 #[derive(Debug)]
@@ -104,7 +101,7 @@ impl Link {
     ) -> Result<Option<Packet>, ChainError> {
         while let Some(outgoing) = self.connection.next(self.stream.side()) {
             let credit = match outgoing {
-                Outgoing::Control(op) => return Ok(Some(self.control(op))),
+                Outgoing::Control(op) => return Ok(Some(self.connection.send(op, 0))),
                 Outgoing::Data(credit) => credit,
             };
             let room = chain.len(Part::Writable).saturating_sub(HEADER_BYTES);
@@ -121,14 +118,6 @@ impl Link {
             }
         }
         Ok(None)
-    }
-
-    fn control(&mut self, op: Op) -> Packet {
-        let packet = self.connection.send(op, 0);
-        if self.connection.awaits_reset() {
-            self.deadline.get_or_insert_with(|| Instant::now() + CLOSE_PATIENCE);
-        }
-        packet
     }
 
     fn host_is_gone(&mut self) {

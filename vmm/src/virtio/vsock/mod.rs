@@ -24,7 +24,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::timerfd::TimerFd;
 
-use self::muxer::{FIRST_TOKEN, Muxer};
+use self::muxer::{FIRST_TOKEN, Muxer, Patience};
 use self::packet::{HEADER_BYTES, MAX_PAYLOAD};
 use super::chain::Chain;
 use super::interrupt::Interrupt;
@@ -47,6 +47,12 @@ const _: () = assert!(TOKEN_TIMER < FIRST_TOKEN);
 
 /// Most bytes of a buffer. Drivers may offer larger receive buffers than we fill.
 const MAX_BUFFER: u32 = HEADER_BYTES + 2 * MAX_PAYLOAD;
+/// Far longer than an honest host or guest needs.
+const PATIENCE: Patience = Patience {
+    greeting: Duration::from_secs(5),
+    request: Duration::from_secs(10),
+    close: Duration::from_secs(8),
+};
 /// How often deadlines are looked at, while there are any.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -57,6 +63,7 @@ pub struct Vsock {
     listener: UnixListener,
     events: LoopHandle,
     worker: Option<HandlerId>,
+    patience: Patience,
 }
 
 impl Vsock {
@@ -68,7 +75,7 @@ impl Vsock {
     pub fn new(guest_cid: u64, path: &Path, events: LoopHandle) -> io::Result<Self> {
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
-        Ok(Self { guest_cid, path: path.to_owned(), listener, events, worker: None })
+        Ok(Self { guest_cid, path: path.to_owned(), listener, events, worker: None, patience: PATIENCE })
     }
 }
 
@@ -95,7 +102,7 @@ impl VirtioDevice for Vsock {
         let transmit = activation.take_queue(TRANSMIT)?;
         let event = activation.take_queue(EVENT)?;
         let Activation { memory, interrupt, .. } = activation;
-        let muxer = Muxer::new(self.guest_cid, &self.path, self.listener.try_clone()?);
+        let muxer = Muxer::new(self.guest_cid, &self.path, self.listener.try_clone()?, self.patience);
         let worker = Worker {
             memory,
             interrupt,

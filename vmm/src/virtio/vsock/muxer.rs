@@ -24,10 +24,17 @@ use crate::virtio::chain::{Chain, ChainError, Part};
 pub const MAX_ENTRIES: usize = 256;
 /// Most resets that wait for a receive buffer.
 const MAX_RESETS: usize = 256;
-/// How long a host may take for its line.
-const GREETING_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a guest may take to answer a request.
-const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+/// How long others may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// A host, for its line.
+    pub greeting: Duration,
+    /// A guest, to answer a request.
+    pub request: Duration,
+    /// A guest, to reset a connection that the host has closed.
+    pub close: Duration,
+}
+
 /// Host ports of connections that the host asks for.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 const LAST_HOST_PORT: u32 = (1 << 31) - 1;
@@ -64,13 +71,14 @@ pub struct Muxer {
     speaking: VecDeque<u32>,
     resets: VecDeque<Ports>,
     next_host_port: u32,
+    patience: Patience,
     /// A deadline may have been set since the worker asked last.
     timed: bool,
 }
 
 impl Muxer {
     /// Connections of the guest with `guest_cid`; hosts come through `listener`, and guests reach `<path>_<port>`.
-    pub fn new(guest_cid: u64, path: &Path, listener: UnixListener) -> Self {
+    pub fn new(guest_cid: u64, path: &Path, listener: UnixListener, patience: Patience) -> Self {
         Self {
             guest_cid,
             path: path.to_owned(),
@@ -80,6 +88,7 @@ impl Muxer {
             speaking: VecDeque::new(),
             resets: VecDeque::new(),
             next_host_port: FIRST_HOST_PORT,
+            patience,
             timed: false,
         }
     }
@@ -112,7 +121,7 @@ impl Muxer {
     }
 
     fn greet(&mut self, socket: UnixStream, registry: &mut Registry<'_>) {
-        let deadline = Instant::now() + GREETING_PATIENCE;
+        let deadline = Instant::now() + self.patience.greeting;
         let entry = Greeting::new(socket).map(|greeting| Entry::Greeting { greeting, deadline });
         self.timed = true;
         if let Err(error) = entry.and_then(|entry| self.insert(entry, registry)) {
@@ -252,7 +261,7 @@ impl Muxer {
             return Ok(Some(HEADER_BYTES));
         }
         while let Some(token) = self.speaking.pop_front() {
-            let guest_cid = self.guest_cid;
+            let (guest_cid, patience) = (self.guest_cid, self.patience);
             let Some(link) = self.link(token) else {
                 continue;
             };
@@ -261,6 +270,9 @@ impl Muxer {
                 continue;
             };
             chain.write(memory, 0, &packet::encode(link.ports, packet, guest_cid))?;
+            if link.connection().awaits_reset() {
+                link.deadline.get_or_insert_with(|| Instant::now() + patience.close);
+            }
             let timed = link.deadline.is_some();
             self.timed |= timed;
             if packet.op == Op::Reset {
@@ -278,7 +290,7 @@ impl Muxer {
         let Some(ports) = self.free_ports(guest_port) else {
             return self.remove(token, registry);
         };
-        let deadline = Some(Instant::now() + REQUEST_PATIENCE);
+        let deadline = Some(Instant::now() + self.patience.request);
         let Some(place) = self.place(token) else {
             return;
         };

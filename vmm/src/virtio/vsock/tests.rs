@@ -32,10 +32,17 @@ struct Peer {
 
 impl Bench {
     fn new() -> Self {
+        Self::with_patience(PATIENCE)
+    }
+
+    fn with_patience(patience: Patience) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vsock");
         let events = EventLoop::spawn("test-vsock").unwrap();
-        let driver = Driver::new(|_| Vsock::new(CID, &path, events.handle()).unwrap());
+        let driver = Driver::new(|_| {
+            let device = Vsock::new(CID, &path, events.handle()).unwrap();
+            Vsock { patience, ..device }
+        });
         let mut bench = Self { driver, path, _directory: directory, _events: events };
         bench.start();
         bench
@@ -469,4 +476,29 @@ fn a_reset_closes_connections_and_the_device_starts_again() {
     assert_eq!((ports.guest, op), (7, Op::Request));
     bench.send_op(ports, Op::Response);
     host.read_exact(&mut [0; 4]).unwrap();
+}
+
+#[test]
+fn patience_with_silent_hosts_and_guests_ends() {
+    let short = Duration::from_millis(400);
+    let mut bench = Bench::with_patience(Patience { greeting: short, request: short, close: short });
+    // A host that never finishes its line.
+    let mut host = UnixStream::connect(&bench.path).unwrap();
+    host.write_all(b"CONNECT 1").unwrap();
+    assert!(is_closed(&mut host));
+    // A guest that never answers.
+    let mut host = bench.dial(7);
+    let (ports, ..) = bench.receive();
+    bench.expect(ports, Op::Reset);
+    assert!(is_closed(&mut host));
+    // A guest that does not let go of a connection that the host has closed.
+    let peer = bench.connected(1 << 16);
+    drop(peer.host);
+    while bench.expect(peer.ports, Op::Shutdown).0 != SHUTDOWN_BOTH {}
+    bench.expect(peer.ports, Op::Reset);
+    // One that is open has no deadline.
+    let mut peer = bench.connected(1 << 16);
+    std::thread::sleep(TICK + 2 * short);
+    bench.send_data(peer.ports, b"here");
+    peer.host.read_exact(&mut [0; 4]).unwrap();
 }
