@@ -227,6 +227,8 @@ fn open_root(root: &Path) -> Result<OwnedFd> {
 }
 
 fn open_beneath(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    // openat2 refuses a mode where nothing is created.
+    let mode = if flags.contains(OFlags::CREATE) { mode } else { Mode::empty() };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     Ok(rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, mode, resolve)?)
 }

@@ -18,6 +18,7 @@ pub mod init;
 pub mod layers;
 pub mod log;
 pub mod oom;
+pub mod poll;
 pub mod process;
 pub mod ready;
 pub mod reaper;

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Result};
+use crate::poll::register;
 
 /// Reports kills to whoever asks next.
 #[derive(Debug, Clone)]
@@ -49,7 +50,7 @@ impl OomWatch {
     pub fn start() -> Result<Self> {
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
             .doing(|| "open inotify".to_owned())?;
-        let events = AsyncFd::new(fd).doing(|| "watch inotify".to_owned())?;
+        let events = register(fd).doing(|| "watch inotify".to_owned())?;
         let watch = Self(Arc::new(Shared { events, state: Mutex::default(), reported: Notify::new() }));
         let follower = watch.clone();
         tokio::spawn(async move { follower.follow().await });

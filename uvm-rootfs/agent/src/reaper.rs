@@ -103,23 +103,21 @@ mod tests {
 
     use super::*;
 
-    fn run(script: &str) -> (Exit, Pid, Reaper) {
-        let reaper = Reaper::start().unwrap();
+    #[allow(clippy::zombie_processes, reason = "the reaper under test waits")]
+    fn run(reaper: &Reaper, script: &str) -> Exit {
         let child = Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
-        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        (reaper.watch(pid), pid, reaper)
+        reaper.watch(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap())
     }
 
-    /// One test, because `waitpid(-1)` of one test would collect the children of another.
+    /// One test and one reaper, because `waitpid(-1)` of one would collect the children of another.
     #[tokio::test]
     async fn exit_codes_signals_and_late_waits() {
-        let (exit, ..) = run("exit 42");
+        let reaper = Reaper::start().unwrap();
+        let exit = run(&reaper, "exit 42");
         assert_eq!(exit.wait().await, 42);
         assert_eq!((exit.now(), exit.wait().await), (Some(42), 42));
-        let (exit, ..) = run("kill -KILL $$");
-        assert_eq!(exit.wait().await, 137);
-        let (exit, _, reaper) = run("exit 0");
-        assert_eq!(exit.wait().await, 0);
+        assert_eq!(run(&reaper, "kill -KILL $$").wait().await, 137);
+        assert_eq!(run(&reaper, "exit 0").wait().await, 0);
         assert!(reaper.lock().is_empty());
     }
 }

@@ -16,6 +16,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
 
 use crate::error::{AgentError, Context, Result};
+use crate::poll::register;
 
 type Stream = Arc<AsyncFd<OwnedFd>>;
 
@@ -161,7 +162,7 @@ impl Stdio {
 fn stream(fd: OwnedFd) -> Result<Stream> {
     let flags = rustix::fs::fcntl_getfl(&fd).doing(|| "read a stream's flags".to_owned())?;
     rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK).doing(|| "set a stream's flags".to_owned())?;
-    AsyncFd::new(fd).map(Arc::new).doing(|| "watch a stream".to_owned())
+    register(fd).map(Arc::new).doing(|| "watch a stream".to_owned())
 }
 
 #[cfg(test)]
