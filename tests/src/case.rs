@@ -45,7 +45,7 @@ pub fn run(bed: &Bed, cases: &[Case], filter: Option<&str>) -> bool {
                 println!("ok    {:<44} {seconds:6.1} s", case.name);
             }
             Err(error) => {
-                println!("FAIL  {:<44} {seconds:6.1} s\n      {error:?}", case.name);
+                println!("FAIL  {:<44} {seconds:6.1} s\n      {error:#}", case.name);
                 failed.push(case.name);
             }
         }
