@@ -259,6 +259,16 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_is_the_defaults() {
+        let sample = Config::parse(include_str!("../uvm.toml"), "uvm.toml").unwrap();
+        let defaults = Config::parse(
+            "image = \"/usr/share/uvm/uvm.igvm\"\nrootfs = \"/usr/share/uvm/rootfs.img\"\n",
+            "x",
+        );
+        assert_eq!(sample, defaults.unwrap());
+    }
+
+    #[test]
     fn refusals_name_file_and_key() {
         let cases = [
             ("image = \"/i\"", "rootfs"),
