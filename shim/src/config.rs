@@ -176,7 +176,7 @@ fn decode_options(bytes: &[u8]) -> protobuf::Result<(Option<String>, Option<Stri
             other => protobuf::rt::skip_field_for_tag(other, &mut input)?,
         }
     }
-    let body = body.map(String::from_utf8).transpose().map_err(|error| std::io::Error::other(error))?;
+    let body = body.map(String::from_utf8).transpose().map_err(std::io::Error::other)?;
     let filled = |text: &String| !text.is_empty();
     Ok((path.filter(filled), body.filter(filled)))
 }

@@ -49,7 +49,7 @@ impl Creation {
     pub async fn run(self, create: &Create) -> Created {
         let slot = self.slot.map(Slot::Free);
         let stdio = match create.stdio.open().await {
-            Ok(stdio) => stdio,
+            Ok(stdio) => Box::new(stdio),
             Err(error) => return Created::Failed { error: error.into(), slot },
         };
         let boots = self.guest.is_none();
@@ -92,7 +92,7 @@ pub async fn end_pod(guest: &Guest) {
 pub async fn start_first(
     agent: &Agent,
     process: &ProcessId,
-    stdio: Option<OpenStdio>,
+    stdio: Option<Box<OpenStdio>>,
 ) -> Result<Option<Relays>, TaskError> {
     agent.start_container(&process.container).await?;
     Ok(stdio.map(|stdio| stdio.relay(agent, process)))

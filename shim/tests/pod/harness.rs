@@ -1,7 +1,6 @@
 //! A shim's task service with everything around it: containerd's event socket, bundles, a layer, FIFOs.
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,6 +21,8 @@ use shim::sandbox::{Pod, Settings};
 use shim::state_dir::StateDir;
 use shim::task::TaskService;
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 use ttrpc::asynchronous::{Client, Server, TtrpcContext};
 use ttrpc::context::{Context, with_duration};
@@ -221,8 +222,12 @@ pub fn code<T: std::fmt::Debug>(result: Result<T>) -> Code {
     }
 }
 
-/// Reads a FIFO to its end, in a thread.
+/// Reads a FIFO to its end.
 pub fn reader(path: &str) -> tokio::task::JoinHandle<String> {
-    let path = PathBuf::from(path);
-    tokio::task::spawn_blocking(move || fs::read_to_string(path).unwrap())
+    let mut fifo = pipe::OpenOptions::new().open_receiver(path).unwrap();
+    tokio::spawn(async move {
+        let mut text = String::new();
+        tokio::time::timeout(LIMIT, fifo.read_to_string(&mut text)).await.unwrap().unwrap();
+        text
+    })
 }

@@ -1,5 +1,5 @@
 //! Pods through the Task API, as containerd drives it, over a machine that is none.
-#![allow(missing_docs, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 mod guest;
 mod harness;
