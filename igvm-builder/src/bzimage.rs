@@ -28,7 +28,8 @@ impl<'a> Kernel<'a> {
         if file.len() > window {
             return Err(error("at most 256 MiB", format!("{} bytes", file.len())));
         }
-        let preferred = file.get(0x258..).and_then(|rest| rest.first_chunk()).map(|at| u64::from_le_bytes(*at));
+        let preferred =
+            file.get(0x258..).and_then(|rest| rest.first_chunk()).map(|at| u64::from_le_bytes(*at));
         if preferred != Some(boot_abi::KERNEL_GPA) {
             return Err(error("preferred address 0x1000000", format!("{preferred:x?}")));
         }

@@ -4,7 +4,9 @@
 //! has no legacy interrupt controller. It holds names and resources only, no methods, and nothing in it comes
 //! from the host.
 
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate};
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate,
+};
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, aml};
 use launch::layout::{
@@ -18,7 +20,8 @@ const SLEEP_TYPE_S5: u8 = 5;
 pub fn table(debug: bool) -> Vec<u8> {
     let mut code = Vec::new();
     let none: u8 = 0;
-    Name::new("_S5_".into(), &Package::new(vec![&SLEEP_TYPE_S5, &none, &none, &none])).to_aml_bytes(&mut code);
+    Name::new("_S5_".into(), &Package::new(vec![&SLEEP_TYPE_S5, &none, &none, &none]))
+        .to_aml_bytes(&mut code);
     let mut devices = Vec::new();
     for index in 0..VIRTIO_DEVICES {
         virtio(index, &mut devices);

@@ -31,7 +31,8 @@ impl<'a> Program<'a> {
         let count = file.get(HEADER_PROGRAM_COUNT).copied().ok_or_else(truncated)?;
         let mut loaded = None;
         for index in 0..u64::from(count) {
-            let header = table.checked_add(index * PROGRAM_HEADER_BYTES).and_then(|at| usize::try_from(at).ok());
+            let header =
+                table.checked_add(index * PROGRAM_HEADER_BYTES).and_then(|at| usize::try_from(at).ok());
             let header = header.and_then(|at| file.get(at..)).ok_or_else(truncated)?;
             if header.first_chunk().map(|kind| u32::from_le_bytes(*kind)) != Some(PT_LOAD) {
                 continue;
@@ -39,7 +40,8 @@ impl<'a> Program<'a> {
             if loaded.is_some() {
                 return Err(error("one loadable segment", "several".into()));
             }
-            let [offset, address, file_size, memory_size] = [8, 16, 32, 40].map(|at| u64_at(header, at).unwrap_or(0));
+            let [offset, address, file_size, memory_size] =
+                [8, 16, 32, 40].map(|at| u64_at(header, at).unwrap_or(0));
             if address != STUB_GPA || file_size != memory_size || memory_size > STUB_LIMIT - STUB_GPA {
                 let found = format!("{file_size:#x} of {memory_size:#x} bytes at {address:#x}");
                 return Err(error("a filled segment at 0x100000, below the page tables", found));

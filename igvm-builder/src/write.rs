@@ -9,9 +9,7 @@ use igvm_defs::{
     IGVM_NATIVE_PLATFORM_VERSION, IGVM_VHS_PARAMETER, IGVM_VHS_PARAMETER_INSERT, IGVM_VHS_SUPPORTED_PLATFORM,
     IgvmPageDataFlags, IgvmPageDataType, IgvmPlatformType,
 };
-use launch::layout::{
-    IOAPIC_BASE, MAX_VCPUS, PORT_RESET, PORT_SLEEP_CONTROL, PORT_STUB, WINDOW_BASE,
-};
+use launch::layout::{IOAPIC_BASE, MAX_VCPUS, PORT_RESET, PORT_SLEEP_CONTROL, PORT_STUB, WINDOW_BASE};
 use zerocopy::IntoBytes as _;
 
 use crate::bzimage::Kernel;
@@ -53,7 +51,8 @@ pub fn image(kernel: &Kernel<'_>, stub: &Program<'_>, recipe: &Recipe) -> Result
         platform_version: IGVM_NATIVE_PLATFORM_VERSION,
         shared_gpa_boundary: 0,
     })];
-    let file = IgvmFile::new(IgvmRevision::V1, platforms, Vec::new(), directives).map_err(BuildError::Igvm)?;
+    let file =
+        IgvmFile::new(IgvmRevision::V1, platforms, Vec::new(), directives).map_err(BuildError::Igvm)?;
     let mut bytes = Vec::new();
     file.serialize(&mut bytes).map_err(BuildError::Igvm)?;
     Ok(bytes)

@@ -1,1 +1,12 @@
-//! Test bed: the nested node, suites and benchmarks.
+//! Suites that run in the nested node, against a real containerd.
+//!
+//! A suite is a list of named cases; a case drives the product the way its users do (`ctr`, the CRI socket,
+//! `uvm-launch`), looks at what they would see, and leaves nothing behind. `cargo xtask test` runs them all.
+
+pub mod case;
+pub mod command;
+pub mod cri;
+pub mod ctr;
+pub mod exec_stream;
+pub mod ledger;
+pub mod suites;

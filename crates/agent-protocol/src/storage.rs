@@ -91,6 +91,9 @@ impl VerityInfo {
     fn fault(&self, layer_length: u64) -> Option<(&'static str, String, &'static str)> {
         let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         let data_end = self.blocknum.saturating_mul(BLOCK_SIZE);
+        // The root hash of a single block is that block's own hash: there is no tree then.
+        let least_tree = if self.blocknum > 1 { BLOCK_SIZE } else { 0 };
+        let tree_end = self.offset.saturating_add(least_tree);
         if self.hashtype != "sha256" {
             Some(("hashtype", self.hashtype.clone(), "sha256"))
         } else if self.hash.len() != 64 || !self.hash.bytes().all(hex) {
@@ -105,9 +108,7 @@ impl VerityInfo {
                 self.blocknum.to_string(),
                 "at least one data block, and the tree after the data",
             ))
-        } else if !self.offset.is_multiple_of(BLOCK_SIZE)
-            || self.offset < data_end
-            || self.offset >= layer_length
+        } else if !self.offset.is_multiple_of(BLOCK_SIZE) || self.offset < data_end || tree_end > layer_length
         {
             Some(("offset", self.offset.to_string(), "a block boundary between data and end of the layer"))
         } else {
@@ -333,6 +334,13 @@ mod tests {
             [verity.as_str(), "uvm.layer_offset=8192", "uvm.layer_length=20480"]
         );
         assert_eq!(LayerStorage::parse(&message).unwrap(), layer());
+    }
+
+    #[test]
+    fn a_layer_of_one_block_needs_no_tree() {
+        let verity = VerityInfo::sha256(&"ab".repeat(32), 1);
+        let one = LayerStorage { length: 2 * BLOCK_SIZE, verity, ..layer() };
+        assert_eq!(LayerStorage::parse(&one.to_message().unwrap()).unwrap(), one);
     }
 
     #[test]

@@ -163,7 +163,8 @@ mod tests {
 
     #[test]
     fn endless_and_overlong_maps_are_refused() {
-        let endless = [MemoryMapEntry { first_page: 0, pages: 1, kind: 0, flags: 0, reserved: 0 }; MEMORY_MAP_ENTRIES];
+        let endless =
+            [MemoryMapEntry { first_page: 0, pages: 1, kind: 0, flags: 0, reserved: 0 }; MEMORY_MAP_ENTRIES];
         assert_eq!(Ram::check(&endless, NEEDED), Err(RamError::Unterminated));
         let mut many = [(0, 0x8000); MAX_RANGES + 1];
         for (index, entry) in (0u64..).zip(many.iter_mut()).skip(1) {

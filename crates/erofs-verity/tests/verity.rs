@@ -121,3 +121,27 @@ fn target_reads_as_the_kernel_documents_it() {
     assert!("ab".repeat(31).parse::<RootDigest>().is_err());
     assert!("xy".repeat(32).parse::<RootDigest>().is_err());
 }
+
+proptest::proptest! {
+    /// A superblock comes from the host: any bytes are read or refused, and what is read is what was written.
+    #[test]
+    fn any_superblock_is_read_or_refused(
+        noise in proptest::collection::vec(proptest::num::u8::ANY, 0..600),
+        change in proptest::option::of((0..512usize, proptest::num::u8::ANY)),
+        data_blocks in proptest::num::u64::ANY,
+    ) {
+        proptest::prop_assert!(Superblock::parse(&noise).is_err());
+        let mut block = Superblock { data_blocks }.to_block();
+        if let Some((place, value)) = change {
+            block[place] = value;
+        }
+        if let Ok(superblock) = Superblock::parse(&block) {
+            // Only the UUID, the number of blocks and padding may have been changed.
+            let mut rewritten = superblock.to_block();
+            for range in [16..32, 82..88, 120..512] {
+                rewritten[range.clone()].copy_from_slice(&block[range]);
+            }
+            proptest::prop_assert!(rewritten == block);
+        }
+    }
+}

@@ -7,7 +7,6 @@
 use sha2::{Digest, Sha384};
 
 use crate::image::{Image, PageKind};
-use crate::layout::PAGE_SIZE;
 
 /// A SHA-384 digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,7 +64,7 @@ impl Chain {
 /// SHA-384 of a page's content; a page without data is one of zeros.
 #[must_use]
 pub fn page_digest(page: &[u8]) -> LaunchDigest {
-    const ZEROS: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
+    const ZEROS: [u8; 4096] = [0; 4096];
     LaunchDigest(Sha384::digest(if page.is_empty() { &ZEROS } else { page }).into())
 }
 
@@ -93,7 +92,8 @@ mod tests {
     use super::*;
 
     fn of(pages: &[(u64, PageKind, u8)]) -> LaunchDigest {
-        let pages = pages.iter().map(|&(gpa, kind, fill)| crate::image::Page { gpa, kind, data: vec![fill; 4096] });
+        let pages =
+            pages.iter().map(|&(gpa, kind, fill)| crate::image::Page { gpa, kind, data: vec![fill; 4096] });
         let context = zerocopy::FromZeros::new_zeroed();
         of_image(&Image { pages: pages.collect(), parameters: Vec::new(), context })
     }

@@ -214,7 +214,7 @@ impl Decoder {
 
     fn declare(&mut self, index: u32, bytes: u64, initial: &[u8]) -> Result<(), ImageError> {
         let problem = |problem| ImageError::ParameterArea { index, problem };
-        if bytes == 0 || bytes % PAGE_SIZE != 0 || bytes > MAX_PARAMETER_BYTES {
+        if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE) || bytes > MAX_PARAMETER_BYTES {
             return Err(problem("expected 1 to 16 pages"));
         }
         if initial.iter().any(|byte| *byte != 0) {

@@ -172,7 +172,8 @@ mod tests {
 
     #[test]
     fn refusals_name_field_expected_and_found() {
-        let cases: [(fn(&mut LaunchPlan), &str); 4] = [
+        type Break = fn(&mut LaunchPlan);
+        let cases: [(Break, &str); 4] = [
             (|p| p.vcpus = 0, "vcpus: expected 1 to 64, found 0"),
             (|p| p.memory_mib = 1, "memory_mib: expected 64 to 512000, found 1"),
             (|p| p.rootfs = "x".into(), "rootfs: expected an absolute path, found \"x\""),

@@ -148,7 +148,9 @@ impl Port {
     /// Writes one byte.
     pub fn write(&mut self, byte: u8) {
         // SAFETY: the port is the VMM's report port; writing it changes no memory.
-        unsafe { asm!("out dx, al", in("dx") self.0, in("al") byte, options(nomem, nostack, preserves_flags)) };
+        unsafe {
+            asm!("out dx, al", in("dx") self.0, in("al") byte, options(nomem, nostack, preserves_flags))
+        };
     }
 }
 

@@ -31,7 +31,8 @@ impl Kernel {
     /// When it is no 64-bit bzImage made to run at [`KERNEL_GPA`]; names the field.
     pub fn parse(file: &[u8], setup_bytes: u32) -> Result<Self, Refusal> {
         let word = |offset: usize, field| -> Result<u32, Refusal> {
-            let bytes = file.get(offset..).and_then(|rest| rest.first_chunk()).ok_or(Refusal::Kernel(field))?;
+            let bytes =
+                file.get(offset..).and_then(|rest| rest.first_chunk()).ok_or(Refusal::Kernel(field))?;
             Ok(u32::from_le_bytes(*bytes))
         };
         let setup_sectors = u64::from(*file.get(HEADER_OFFSET).ok_or(Refusal::Kernel("length"))?);

@@ -38,7 +38,10 @@ impl fmt::Display for Refusal {
             Self::Vcpus { max, found } => write!(f, "vCPU count: expected 1 to {max}, found {found}"),
             Self::Ram(error) => error.fmt(f),
             Self::KernelHash { expected, found } => {
-                write!(f, "kernel does not match its hash: expected SHA-256 {expected:08x}…, found {found:08x}…")
+                write!(
+                    f,
+                    "kernel does not match its hash: expected SHA-256 {expected:08x}…, found {found:08x}…"
+                )
             }
             Self::Kernel(field) => write!(f, "kernel file: unusable {field}"),
             Self::Acpi => f.write_str("ACPI tables: no room"),

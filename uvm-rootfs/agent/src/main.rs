@@ -1,3 +1,76 @@
-//! PID 1 of the utility VM: runs the containers its owner allows.
+//! `uvm-agent`: PID 1 of the utility VM. Under other names the same program is a runtime process (see
+//! `uvm_agent::runtime`).
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use agent_protocol::{AGENT_PORT, HOST_CID};
+use anyhow::Context;
+use futures_util::stream;
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+use ttrpc::r#async::transport::Listener;
+use uvm_agent::container::Services;
+use uvm_agent::oom::OomWatch;
+use uvm_agent::reaper::Reaper;
+use uvm_agent::runtime::{self, Runtime};
+use uvm_agent::sandbox::Sandbox;
+use uvm_agent::service::{Ending, serve};
+use uvm_agent::{init, log, note, ready};
+
+fn main() -> ExitCode {
+    let name = std::env::args().next().unwrap_or_default();
+    match name.as_str() {
+        runtime::NAME => return runtime::main(),
+        runtime::PAUSE_NAME => return runtime::pause(),
+        _ => {}
+    }
+    if std::process::id() != 1 {
+        eprintln!("uvm-agent is the first process of a utility VM and does nothing elsewhere");
+        return ExitCode::FAILURE;
+    }
+    let init_us = ready::now_us();
+    let set_up = init::set_up();
+    log::open(init::command_line_has("uvm.debug"));
+    let result = set_up.map_err(anyhow::Error::from).and_then(|()| run(init_us));
+    if let Err(error) = result {
+        note!("the agent cannot serve: {error:#}");
+    }
+    // Without an agent there is nothing that this guest could be good for.
+    init::power_off();
+    ExitCode::FAILURE
+}
+
+fn run(init_us: u64) -> anyhow::Result<()> {
+    // One thread: nothing here computes, and the reaper relies on it.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
+    runtime.block_on(async {
+        let reaper = Reaper::start()?;
+        let runtime = Runtime::new(PathBuf::from("/proc/self/exe"), reaper);
+        let sandbox = Sandbox::new(Services { runtime, oom: OomWatch::start()? });
+        let _server =
+            serve(listen()?, Arc::new(sandbox), Ending::PowerOff).await.context("start the server")?;
+        if let Err(error) = ready::announce(init_us).await {
+            // Whoever started the guest may have chosen not to listen.
+            note!("{error}");
+        }
+        std::future::pending::<()>().await;
+        Ok(())
+    })
+}
+
+/// Accepts connections from the host alone: a container could otherwise dial its own guest.
+fn listen() -> anyhow::Result<Listener> {
+    let address = VsockAddr::new(VMADDR_CID_ANY, AGENT_PORT);
+    let listener = VsockListener::bind(address).context("listen on vsock")?;
+    Ok(Listener::new(stream::unfold(listener, |listener| async {
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) if peer.cid() == HOST_CID => return Some((Ok(stream), listener)),
+                Ok((_, peer)) => note!("refused a connection from vsock CID {}", peer.cid()),
+                Err(error) => return Some((Err(error), listener)),
+            }
+        }
+    })))
+}

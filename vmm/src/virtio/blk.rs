@@ -279,7 +279,6 @@ fn execute(
                 other => other,
             }
         }
-        VIRTIO_BLK_T_OUT if slot.access == Access::ReadOnly => Outcome::Failed,
         VIRTIO_BLK_T_OUT => {
             let length = chain.len(Part::Readable).saturating_sub(HEADER_BYTES);
             let slices = chain.slices(memory, Part::Readable, HEADER_BYTES, length)?;
@@ -318,7 +317,7 @@ fn transfer<'m>(
     match disk.transfer(direction, position, length, slices) {
         Ok(()) => Outcome::Done(0),
         // The driver's own fault: not worth a line in the host's log each time.
-        Err(TransferError::PastEnd { .. }) => Outcome::Failed,
+        Err(TransferError::PastEnd { .. } | TransferError::ReadOnly) => Outcome::Failed,
         Err(error) => failed(slot, &error),
     }
 }

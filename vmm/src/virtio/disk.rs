@@ -90,6 +90,8 @@ pub enum DiskError {
 pub(super) enum TransferError {
     #[error("expected at most {size} bytes, found a request for {length} at {position}")]
     PastEnd { position: u64, length: u64, size: u64 },
+    #[error("expected reads only, found a write")]
+    ReadOnly,
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -165,6 +167,9 @@ impl Disk {
         length: u64,
         slices: impl Iterator<Item = Result<VolatileSlice<'m>, GuestMemoryError>>,
     ) -> Result<(), TransferError> {
+        if direction == Direction::ToFile && self.access == Access::ReadOnly {
+            return Err(TransferError::ReadOnly);
+        }
         let size = self.size();
         if position.checked_add(length).is_none_or(|end| end > size) {
             return Err(TransferError::PastEnd { position, length, size });

@@ -17,6 +17,7 @@ mod queue_config;
 pub mod rng;
 #[cfg(test)]
 mod testing;
+pub mod vsock;
 
 use vm_memory::GuestMemoryMmap;
 

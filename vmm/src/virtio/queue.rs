@@ -51,6 +51,12 @@ impl VirtQueue {
         self.index
     }
 
+    /// Number of descriptors.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
     /// Forgets the notifications so far. To be called before looking for what they announced.
     pub fn drain_kick(&self) {
         // Nothing to read means nothing to forget.
@@ -70,6 +76,14 @@ impl VirtQueue {
         };
         chain.load(memory, descriptors, size).map_err(|source| QueueError::Chain { index, source })?;
         Ok(true)
+    }
+
+    /// Like [`VirtQueue::pop`]; when there is none, the driver is asked to notify of the next.
+    ///
+    /// # Errors
+    /// When the ring or the chain is broken.
+    pub fn pop_or_rearm(&mut self, memory: &GuestMemoryMmap, chain: &mut Chain) -> Result<bool, QueueError> {
+        Ok(self.pop(memory, chain)? || self.rearm(memory)? && self.pop(memory, chain)?)
     }
 
     /// Gives a chain back, with `written` bytes written to the front of its writable part.

@@ -40,6 +40,7 @@ pub(super) fn encode<C>(tree: &Tree<C>, entries: &[(&[u8], NodeId)], nid: impl F
         for &(name, id) in block {
             let entry = Dirent {
                 nid: U64::new(nid(id)),
+                // Less than a block, by the cut.
                 name_offset: U16::new(u16::try_from(name_offset).unwrap_or(u16::MAX)),
                 file_type: file_type(&tree.node(id).kind),
                 reserved: 0,

@@ -50,6 +50,14 @@ pub enum WriteError {
         /// Bytes read: all of them, or, if there are too many, those read until that was noticed.
         found: u64,
     },
+    /// A node's extended attributes cannot be represented; a [`Tree`] has refused such a node before.
+    #[error("{path}: {source}")]
+    Xattr {
+        /// Path in the tree.
+        path: String,
+        /// What is wrong with them.
+        source: xattr::XattrError,
+    },
     /// The image could not be written.
     #[error("cannot write erofs image: {0}")]
     Output(#[source] io::Error),
@@ -150,6 +158,7 @@ impl<'t, C: Content> Image<'t, C> {
         let location = U32::new(self.location(inode));
         // Shown by the kernel on no 64-bit system; it has to be unique only.
         let ino = U32::new(u32::try_from(number + 1).unwrap_or(u32::MAX));
+        // The plan makes an inode compact only if all of its fields fit.
         let narrow = |value: u32| U16::new(u16::try_from(value).unwrap_or(u16::MAX));
         if inode.compact {
             let size = U32::new(u32::try_from(inode.size).unwrap_or(u32::MAX));
@@ -189,7 +198,9 @@ impl<'t, C: Content> Image<'t, C> {
             };
             out.put(inode.as_bytes())?;
         }
-        out.put(&xattr::encode(&metadata.xattrs))?;
+        let xattrs = xattr::encode(&metadata.xattrs)
+            .map_err(|source| WriteError::Xattr { path: self.tree.path(inode.id), source })?;
+        out.put(&xattrs)?;
         match self.metadata_data(inode) {
             Some(data) if inode.inline > 0 => out.put(&data[data.len() - inode.inline..]),
             _ => Ok(()),

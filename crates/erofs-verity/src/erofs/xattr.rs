@@ -62,17 +62,21 @@ fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     })
 }
 
+/// An attribute as an entry and what follows it: the name behind its prefix.
+fn entry<'n>(name: &'n [u8], value: &[u8]) -> Result<(XattrEntry, &'n [u8]), XattrError> {
+    let shown = || String::from_utf8_lossy(name).into_owned();
+    let (name_index, rest) = split(name).ok_or_else(|| XattrError::Name(shown()))?;
+    let name_len =
+        u8::try_from(rest.len()).map_err(|_| XattrError::NameLength { name: shown(), found: rest.len() })?;
+    let value_size =
+        u16::try_from(value.len()).map_err(|_| XattrError::Value { name: shown(), found: value.len() })?;
+    Ok((XattrEntry { name_len, name_index, value_size: U16::new(value_size) }, rest))
+}
+
 /// Checks that every attribute, and all of them together, can be represented.
 pub(crate) fn check(xattrs: &Xattrs) -> Result<(), XattrError> {
     for (name, value) in xattrs {
-        let shown = || String::from_utf8_lossy(name).into_owned();
-        let (_, rest) = split(name).ok_or_else(|| XattrError::Name(shown()))?;
-        if rest.len() > usize::from(u8::MAX) {
-            return Err(XattrError::NameLength { name: shown(), found: rest.len() });
-        }
-        if value.len() > usize::from(u16::MAX) {
-            return Err(XattrError::Value { name: shown(), found: value.len() });
-        }
+        entry(name, value)?;
     }
     let total = body_size(xattrs);
     if total > MAX_BODY { Err(XattrError::Total(total)) } else { Ok(()) }
@@ -98,28 +102,23 @@ pub(crate) fn inode_count(size: usize) -> u16 {
     }
 }
 
-/// The body of attributes that have passed [`check`], in the order of their names.
-pub(crate) fn encode(xattrs: &Xattrs) -> Vec<u8> {
+/// The body of the attributes, in the order of their names.
+pub(crate) fn encode(xattrs: &Xattrs) -> Result<Vec<u8>, XattrError> {
     let size = body_size(xattrs);
     let mut body = Vec::with_capacity(size);
     if size == 0 {
-        return body;
+        return Ok(body);
     }
     // No shared attributes and no name filter: the header is all zero.
     body.resize(XATTR_HEADER_SIZE, 0);
     for (name, value) in xattrs {
-        let Some((name_index, rest)) = split(name) else { continue };
-        let (Ok(name_len), Ok(value_size)) = (u8::try_from(rest.len()), u16::try_from(value.len())) else {
-            continue;
-        };
-        body.extend_from_slice(
-            XattrEntry { name_len, name_index, value_size: U16::new(value_size) }.as_bytes(),
-        );
+        let (entry, rest) = entry(name, value)?;
+        body.extend_from_slice(entry.as_bytes());
         body.extend_from_slice(rest);
         body.extend_from_slice(value);
         body.resize(body.len().next_multiple_of(ALIGN), 0);
     }
-    body
+    Ok(body)
 }
 
 #[cfg(test)]
@@ -134,7 +133,7 @@ mod tests {
     fn sizes_and_bytes_agree() {
         let set = xattrs(&[(b"user.a", 3), (b"system.posix_acl_access", 28), (b"trusted.overlay.opaque", 1)]);
         check(&set).unwrap();
-        let body = encode(&set);
+        let body = encode(&set).unwrap();
         assert_eq!(body.len(), body_size(&set));
         assert_eq!(body.len(), 12 + 32 + 20 + 8);
         assert_eq!(usize::from(inode_count(body.len())), 1 + (body.len() - 12) / 4);

@@ -152,7 +152,14 @@ fn writes_reach_the_file_and_flush_is_answered() {
     bench.driver.put(BUFFER, &[0x5A; 1024]);
     assert_eq!(bench.request(VIRTIO_BLK_T_OUT, 1, &[(BUFFER, 1024, 0)]), (OK, 1));
     assert_eq!(bench.request(VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
+    // A write that reaches past the end, or has no room for a status, changes nothing.
+    bench.driver.put(BUFFER, &[0xA5; 1024]);
     assert_eq!(bench.request(VIRTIO_BLK_T_OUT, 2, &[(BUFFER, 1024, 0)]).0, IOERR);
+    bench.header(VIRTIO_BLK_T_OUT, 0);
+    bench.driver.link(0, 0, &[(DATA, HEADER_BYTES, 0), (BUFFER, 512, 0)]);
+    bench.driver.offer(0, 0);
+    bench.driver.kick(0);
+    bench.driver.expect_needs_reset(0);
     let mut expected = pattern(8);
     expected[1024..2048].fill(0x5A);
     let mut found = Vec::new();
@@ -168,6 +175,14 @@ fn a_read_only_slot_refuses_writes_whatever_was_negotiated() {
     bench.driver.start(SIZE, 1 << VIRTIO_BLK_F_RO);
     assert_eq!(bench.request(VIRTIO_BLK_T_OUT, 0, &[(BUFFER, 512, 0)]), (IOERR, 1));
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 0, &[(BUFFER, 512, WRITE)]), (OK, 513));
+}
+
+#[test]
+fn a_read_only_disk_refuses_writes_before_its_file_does() {
+    let disk = disk(&pattern(8), Access::ReadOnly);
+    let refused = disk.transfer(Direction::ToFile, 0, 512, std::iter::empty());
+    assert!(matches!(refused, Err(TransferError::ReadOnly)));
+    assert!(disk.transfer(Direction::ToGuest, 0, 512, std::iter::empty()).is_ok());
 }
 
 #[test]

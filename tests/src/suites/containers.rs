@@ -1,0 +1,159 @@
+//! Plain containers, as users of `ctr` have them: each is a pod of one.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::case::{Bed, Case};
+use crate::command::{eventually, run};
+use crate::ctr::{BUSYBOX, Detached, RUNTIME, ctr, import_busybox, run_once, run_once_with_input};
+use crate::ledger::Ledger;
+
+pub const CASES: &[Case] = &[
+    Case { name: "container::streams_are_apart", run: streams },
+    Case { name: "container::standard_input", run: standard_input },
+    Case { name: "container::exit_codes", run: exit_codes },
+    Case { name: "container::terminal", run: terminal },
+    Case { name: "container::environment_directory_user", run: environment },
+    Case { name: "container::read_only_root", run: read_only },
+    Case { name: "container::memory_limit_and_oom", run: out_of_memory },
+    Case { name: "container::exec_kill_delete", run: exec_and_kill },
+    Case { name: "container::pause_metrics_ps", run: pause_and_metrics },
+    Case { name: "container::kernel_is_its_own", run: own_kernel },
+    Case { name: "container::nothing_is_left_behind", run: nothing_left },
+];
+
+fn streams(bed: &Bed) -> Result<()> {
+    import_busybox(bed)?;
+    let outcome =
+        run_once(&[], "streams", &["sh", "-c", "echo to-out; echo to-err >&2"])?.expect_status(0)?;
+    ensure!(outcome.out == "to-out\n" && outcome.err == "to-err\n", "{outcome:?}");
+    Ok(())
+}
+
+/// Debian's `ctr` never passes the end of its input on, with any runtime: the container asks for one line.
+fn standard_input(bed: &Bed) -> Result<()> {
+    import_busybox(bed)?;
+    let command = ["sh", "-c", "read line; echo got $line"];
+    let outcome = run_once_with_input(&[], "stdin", &command, b"forty-two\n")?.expect_status(0)?;
+    ensure!(outcome.out == "got forty-two\n", "{outcome:?}");
+    Ok(())
+}
+
+fn exit_codes(bed: &Bed) -> Result<()> {
+    import_busybox(bed)?;
+    for (id, script, status) in [
+        ("exit-0", "exit 0", 0),
+        ("exit-1", "exit 1", 1),
+        ("exit-42", "exit 42", 42),
+        ("killed", "kill -9 $$", 137),
+    ] {
+        run_once(&[], id, &["sh", "-c", script])?.expect_status(status)?;
+    }
+    Ok(())
+}
+
+/// `script` gives `ctr` the terminal that it wants.
+fn terminal(bed: &Bed) -> Result<()> {
+    import_busybox(bed)?;
+    let inner = format!(
+        "ctr run --rm -t --runtime {RUNTIME} {BUSYBOX} terminal sh -c 'tty; stty size; echo err >&2'"
+    );
+    let outcome = run("script", &["-qec", &inner, "/dev/null"])?.expect_status(0)?;
+    ensure!(outcome.out.contains("/dev/pts/"), "{outcome:?}");
+    ensure!(outcome.out.contains("err\r\n"), "a terminal has one stream: {outcome:?}");
+    Ok(())
+}
+
+fn environment(bed: &Bed) -> Result<()> {
+    import_busybox(bed)?;
+    let flags = ["--env", "COLOUR=blue green", "--cwd", "/tmp", "--user", "1000:1001"];
+    let outcome = run_once(&flags, "environment", &["sh", "-c", "echo $COLOUR; pwd; id -u; id -g"])?;
+    let outcome = outcome.expect_status(0)?;
+    ensure!(outcome.out == "blue green\n/tmp\n1000\n1001\n", "{outcome:?}");
+    Ok(())
+}
+
+fn read_only(bed: &Bed) -> Result<()> {
+    import_busybox(bed)?;
+    let outcome = run_once(&["--read-only"], "read-only", &["sh", "-c", "echo x > /file"])?;
+    ensure!(outcome.status != 0 && outcome.err.contains("Read-only file system"), "{outcome:?}");
+    run_once(&[], "read-write", &["sh", "-c", "echo x > /file && cat /file"])?.expect_status(0)?;
+    Ok(())
+}
+
+fn out_of_memory(bed: &Bed) -> Result<()> {
+    import_busybox(bed)?;
+    let events = tempfile::NamedTempFile::new()?;
+    let mut watcher = std::process::Command::new("ctr").arg("events").stdout(events.reopen()?).spawn()?;
+    let limit = (24u32 << 20).to_string();
+    // `tail` keeps all of an endless line.
+    let outcome = run_once(&["--memory-limit", &limit], "hungry", &["tail", "/dev/zero"]);
+    let seen = eventually("an OOM event", Duration::from_secs(20), || {
+        let text = std::fs::read_to_string(events.path())?;
+        Ok(text.contains("/tasks/oom").then_some(()))
+    });
+    watcher.kill()?;
+    watcher.wait()?;
+    outcome?.expect_status(137)?;
+    seen
+}
+
+fn exec_and_kill(bed: &Bed) -> Result<()> {
+    import_busybox(bed)?;
+    let container =
+        Detached::start(&[], "exec", &["sh", "-c", "trap 'exit 7' TERM; while :; do sleep 1; done"])?;
+    let outcome =
+        container.exec(&[], "e1", &["sh", "-c", "echo out; echo err >&2; exit 5"])?.expect_status(5)?;
+    ensure!(outcome.out == "out\n" && outcome.err == "err\n", "{outcome:?}");
+    container.exec(&[], "e2", &["/no/such/program"])?.expect_refusal("/no/such/program")?;
+    ensure!(container.status()?.as_deref() == Some("RUNNING"));
+    ctr(&["task", "kill", "--signal", "TERM", "exec"])?.expect_status(0)?;
+    stopped(&container)?;
+    let deleted = ctr(&["task", "delete", "exec"])?;
+    ensure!(deleted.status == 7, "the task's own status: {deleted:?}");
+    Ok(())
+}
+
+fn stopped(container: &Detached) -> Result<()> {
+    eventually("the task stopped", Duration::from_secs(30), || {
+        Ok((container.status()?.as_deref() == Some("STOPPED")).then_some(()))
+    })
+}
+
+fn pause_and_metrics(bed: &Bed) -> Result<()> {
+    import_busybox(bed)?;
+    let container = Detached::start(&[], "paused", &["sleep", "1000"])?;
+    ctr(&["task", "pause", "paused"])?.expect_status(0)?;
+    ensure!(container.status()?.as_deref() == Some("PAUSED"), "{:?}", container.status());
+    ctr(&["task", "resume", "paused"])?.expect_status(0)?;
+    ensure!(container.status()?.as_deref() == Some("RUNNING"), "{:?}", container.status());
+
+    let metrics = ctr(&["task", "metrics", "paused"])?.expect_status(0)?.out;
+    let value = |name: &str| {
+        let line = metrics.lines().find(|line| line.split_whitespace().next() == Some(name))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    ensure!(value("memory.usage").is_some_and(|bytes| bytes > 0), "{metrics}");
+    ensure!(value("pids.current") == Some(1), "{metrics}");
+    let ps = ctr(&["task", "ps", "paused"])?.expect_status(0)?.out;
+    ensure!(ps.lines().count() >= 2, "{ps}");
+
+    ctr(&["task", "kill", "--all", "--signal", "KILL", "paused"])?.expect_status(0)?;
+    stopped(&container)
+}
+
+fn own_kernel(bed: &Bed) -> Result<()> {
+    import_busybox(bed)?;
+    let guest = run_once(&[], "kernel", &["uname", "-r"])?.expect_status(0)?.out;
+    let node = run("uname", &["-r"])?.expect_status(0)?.out;
+    ensure!(!guest.trim().is_empty() && guest != node, "guest {guest:?}, node {node:?}");
+    Ok(())
+}
+
+fn nothing_left(bed: &Bed) -> Result<()> {
+    import_busybox(bed)?;
+    let before = Ledger::take()?;
+    run_once(&[], "tidy", &["true"])?.expect_status(0)?;
+    before.expect_nothing_new()
+}

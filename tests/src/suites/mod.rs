@@ -1,0 +1,15 @@
+//! The suites.
+
+mod containers;
+mod faults;
+mod launches;
+mod pods;
+mod refusals;
+
+use crate::case::Case;
+
+/// All cases, in the order in which they run: what is needed by the rest comes first.
+#[must_use]
+pub fn all() -> Vec<Case> {
+    [launches::CASES, refusals::CASES, containers::CASES, pods::CASES, faults::CASES].concat()
+}

@@ -1,0 +1,214 @@
+//! Builds the machine's fixed devices and wires them: interrupt lines, kicks, event loops.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use launch::layout::{
+    BLOCK_SLOTS, SERIAL_GSI, VIRTIO_BLOCK0, VIRTIO_RNG, VIRTIO_VSOCK, virtio_base, virtio_gsi,
+};
+use launch::plan::LaunchPlan;
+use vm_memory::GuestMemoryMmap;
+use vm_superio::Trigger;
+
+use super::bus::Bus;
+use super::ports::Ports;
+use crate::event_loop::EventLoop;
+use crate::hv::HvError;
+use crate::hv::kvm::Vm;
+use crate::ioapic::{IoApic, MsiSink};
+use crate::virtio::blk::{AttachError, Block, BlockSlot};
+use crate::virtio::disk::{Access, Disk, DiskError, Segment};
+use crate::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
+use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
+use crate::virtio::{Interrupt, InterruptLine, VirtioDevice};
+
+/// Queues of a block slot: requests of one slot are served by one thread, so more would not be faster.
+const BLOCK_QUEUES: u16 = 1;
+/// The guest's address on its own virtual socket bus: every machine has a bus of its own.
+const GUEST_CID: u64 = 3;
+
+/// Why a device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// A descriptor or thread cannot be made.
+    #[error("cannot make {device}: {source}")]
+    System {
+        /// Which device.
+        device: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file or socket of the plan.
+    #[error("{path}: {source}", path = .path.display())]
+    File {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The root file system cannot be shown.
+    #[error("root file system: {0}")]
+    Rootfs(#[from] SlotError),
+    /// The hypervisor refused a kick.
+    #[error(transparent)]
+    Hypervisor(#[from] HvError),
+    /// The I/O APIC has no such pin.
+    #[error("interrupt line {0}: the I/O APIC has no such pin")]
+    Line(u32),
+}
+
+/// Why a slot does not do what it is asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    /// No slot that may be changed has this number.
+    #[error("block slot {0}: expected 1 to {last}", last = BLOCK_SLOTS - 1)]
+    Unknown(u32),
+    /// There is nothing to take out.
+    #[error("block slot {0}: expected a disk in it, found it empty")]
+    Empty(u32),
+    /// Files and segments do not go together.
+    #[error("expected {expected} files, one for each segment, found {found}")]
+    Files {
+        /// Segments.
+        expected: usize,
+        /// Files.
+        found: usize,
+    },
+    /// The segments do not make a disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The slot does not take the disk.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+}
+
+/// The slots that take disks while the machine runs.
+pub struct Slots(Vec<BlockSlot>);
+
+impl Slots {
+    /// Slot `number`; number 0 holds the root file system and is not to be had.
+    pub fn get(&self, number: u32) -> Result<&BlockSlot, SlotError> {
+        let index = number.checked_sub(1).and_then(|index| usize::try_from(index).ok());
+        index.and_then(|index| self.0.get(index)).ok_or(SlotError::Unknown(number))
+    }
+}
+
+/// The threads on which devices work: disks have their own, so that a slow one never holds up a connection.
+pub struct Loops {
+    streams: EventLoop,
+    disks: EventLoop,
+}
+
+/// All devices of a machine, waiting for their drivers.
+pub struct Devices {
+    /// Memory-mapped devices.
+    pub bus: Arc<Bus>,
+    /// I/O ports.
+    pub ports: Ports<SerialLine>,
+    /// Slots for layers.
+    pub slots: Slots,
+    /// Their threads.
+    pub loops: Loops,
+}
+
+impl std::fmt::Debug for Devices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Devices").field("bus", &self.bus).finish_non_exhaustive()
+    }
+}
+
+/// Interrupt messages go to the hypervisor's local APICs.
+struct Messages(Arc<Vm>);
+
+impl MsiSink for Messages {
+    fn send(&self, address: u64, data: u32) {
+        // A message that the hypervisor does not take is one that the guest made up: its loss, not ours.
+        let _ = self.0.send_msi(address, data);
+    }
+}
+
+/// The console's interrupt line.
+pub struct SerialLine(Arc<dyn InterruptLine>);
+
+impl Trigger for SerialLine {
+    type E = std::convert::Infallible;
+
+    fn trigger(&self) -> Result<(), Self::E> {
+        self.0.raise();
+        Ok(())
+    }
+}
+
+impl Devices {
+    /// Builds all devices, in the order of their addresses.
+    pub fn build(
+        vm: &Arc<Vm>,
+        ram: &GuestMemoryMmap,
+        plan: &LaunchPlan,
+        rootfs: File,
+    ) -> Result<Self, DeviceError> {
+        let system = |device| move |source| DeviceError::System { device, source };
+        let loops = Loops {
+            streams: EventLoop::spawn("streams").map_err(system("the stream thread"))?,
+            disks: EventLoop::spawn("disks").map_err(system("the disk thread"))?,
+        };
+        let ioapic = Arc::new(IoApic::new(Arc::new(Messages(Arc::clone(vm)))));
+        let line = |gsi| ioapic.line(gsi).ok_or(DeviceError::Line(gsi));
+        let interrupt = |index| Ok::<_, DeviceError>(Interrupt::new(line(virtio_gsi(index))?));
+
+        let mut virtio = Vec::new();
+        let mut add = |index: u32, device: Box<dyn VirtioDevice>, interrupt: Interrupt| {
+            let transport =
+                MmioTransport::new(device, ram.clone(), interrupt).map_err(system("a virtio device"))?;
+            for (value, kick) in (0..).zip(transport.kicks()) {
+                vm.signal_on_write(virtio_base(index) + NOTIFY_OFFSET, value, kick)?;
+            }
+            virtio.push(transport);
+            Ok::<_, DeviceError>(())
+        };
+
+        let rng = interrupt(VIRTIO_RNG)?;
+        add(VIRTIO_RNG, Box::new(Rng::new(loops.streams.handle())), rng)?;
+
+        let vsock = interrupt(VIRTIO_VSOCK)?;
+        let device = Vsock::new(GUEST_CID, &plan.vsock, loops.streams.handle())
+            .map_err(|source| DeviceError::File { path: plan.vsock.clone(), source })?;
+        add(VIRTIO_VSOCK, Box::new(device), vsock)?;
+
+        let mut slots = Vec::new();
+        for number in 0..BLOCK_SLOTS {
+            let index = VIRTIO_BLOCK0 + number;
+            let interrupt = interrupt(index)?;
+            let (name, disks) = (format!("uvm-slot-{number}"), loops.disks.handle());
+            let (device, slot) = Block::new(&name, Access::ReadOnly, BLOCK_QUEUES, interrupt.clone(), disks);
+            add(index, Box::new(device), interrupt)?;
+            slots.push(slot);
+        }
+        // The first slot is the root file system's for good.
+        slots.remove(0).attach(whole(rootfs)?).map_err(SlotError::from)?;
+
+        let console = match &plan.console {
+            Some(path) => Some((SerialLine(line(SERIAL_GSI)?), console(path)?)),
+            None => None,
+        };
+        let ports = Ports::new(console);
+        Ok(Self { bus: Arc::new(Bus { virtio, ioapic }), ports, slots: Slots(slots), loops })
+    }
+}
+
+/// A whole file as a read-only disk.
+fn whole(file: File) -> Result<Disk, SlotError> {
+    let length = file.metadata().map(|metadata| metadata.len()).unwrap_or(0);
+    let segments = vec![Segment { file, offset: 0, length }];
+    Ok(Disk::new(segments, Access::ReadOnly)?)
+}
+
+fn console(path: &Path) -> Result<Box<dyn Write + Send>, DeviceError> {
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    let file = file.map_err(|source| DeviceError::File { path: path.into(), source })?;
+    Ok(Box::new(file))
+}

@@ -1,0 +1,57 @@
+//! The guest's memory on the host: RAM, which devices may reach, and the window, which they may not.
+
+use std::sync::Arc;
+
+use launch::layout::{WINDOW_BASE, ram_ranges};
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _, GuestRegionMmap,
+    MmapRegion,
+};
+
+use crate::hv::HvError;
+use crate::hv::kvm::Vm;
+
+/// Why there is no memory for the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The host has not enough address space or memory.
+    #[error("cannot map {bytes} bytes of guest memory: {source}")]
+    Map {
+        /// Size asked for.
+        bytes: u64,
+        /// What the system said.
+        source: MmapRegionError,
+    },
+    /// The ranges do not form guest memory.
+    #[error("guest memory: {0}")]
+    Layout(String),
+}
+
+fn region(base: u64, bytes: u64) -> Result<Arc<GuestRegionMmap>, MemoryError> {
+    let size = usize::try_from(bytes).map_err(|_| MemoryError::Layout(format!("{bytes} bytes")))?;
+    let mapping = MmapRegion::new(size).map_err(|source| MemoryError::Map { bytes, source })?;
+    let region = GuestRegionMmap::new(mapping, GuestAddress(base));
+    Ok(Arc::new(region.ok_or_else(|| MemoryError::Layout(format!("range at {base:#x} wraps")))?))
+}
+
+fn collect(regions: Vec<Arc<GuestRegionMmap>>) -> Result<GuestMemoryMmap, MemoryError> {
+    GuestMemoryMmap::from_arc_regions(regions).map_err(|error| MemoryError::Layout(error.to_string()))
+}
+
+/// RAM of `memory_mib` MiB, not touched yet.
+pub fn ram(memory_mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
+    let regions = ram_ranges(memory_mib).into_iter().map(|range| region(range.base, range.size));
+    collect(regions.collect::<Result<_, _>>()?)
+}
+
+/// The window through which shared pages travel. It is not part of the guest's RAM, so that no device can be
+/// pointed at it.
+pub fn window(bytes: u64) -> Result<GuestMemoryMmap, MemoryError> {
+    collect(vec![region(WINDOW_BASE, bytes)?])
+}
+
+/// Gives all of `memory` to the guest; returns the slots.
+pub fn map(vm: &Vm, memory: &GuestMemoryMmap) -> Result<Vec<u32>, HvError> {
+    memory.iter().map(|region| vm.map(region.start_addr().0, region.get_mmap())).collect()
+}

@@ -1,0 +1,25 @@
+//! The suites that drive the product in the nested node.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use indicatif::ProgressBar;
+
+use crate::test::{Tally, counted};
+use crate::{image, places, redis_image};
+
+/// Builds product, test image and suites, and runs the suites in a node of their own.
+///
+/// # Errors
+/// When something does not build, or the node does not boot.
+pub fn run() -> Result<Tally> {
+    let product = image::build()?;
+    redis_image::busybox(&product, &ProgressBar::hidden())?;
+    let build = ["build", "--quiet", "--locked", "--package=testbed"];
+    let status = Command::new("cargo").args(build).current_dir(places::repository()).status()?;
+    ensure!(status.success(), "the suites do not build");
+    let this = std::env::current_exe().context("this program's own path")?;
+    let mut node = Command::new(this);
+    node.args(["node", "--"]).arg(places::target().join("debug/node-suites")).arg("--product").arg(product);
+    counted(&mut node)
+}
