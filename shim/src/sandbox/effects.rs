@@ -22,6 +22,8 @@ use crate::status::TaskError;
 
 /// How long the output of a process that has ended may take to be passed on.
 pub const DRAIN: Duration = Duration::from_secs(5);
+/// The same when the machine has ended: what it sent is here already.
+pub const DRAIN_AFTER_END: Duration = Duration::from_millis(500);
 /// Least time between two reports of memory that ran out: a guest must not crowd out other events.
 const OOM_PAUSE: Duration = Duration::from_secs(1);
 
@@ -139,11 +141,11 @@ pub async fn signal(
     }
 }
 
-/// Lets what streams still carry pass, within a limit.
-pub async fn drain(streams: Vec<Streams>) {
+/// Lets what streams still carry pass, each within `limit`.
+pub async fn drain(streams: Vec<Streams>, limit: Duration) {
     for streams in streams {
         if let Streams::Relayed(relays) = streams {
-            relays.finish(DRAIN).await;
+            relays.finish(limit).await;
         }
     }
 }

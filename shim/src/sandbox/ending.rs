@@ -86,7 +86,7 @@ impl Actor {
         let streams = all.map(|process| std::mem::replace(&mut process.streams, Streams::None)).collect();
         self.winding_down = true;
         tokio::spawn(async move {
-            effects::drain(streams).await;
+            effects::drain(streams, effects::DRAIN).await;
             guest.vm.stop().await;
         });
     }

@@ -212,7 +212,8 @@ impl Actor {
         };
         let (state, winding_down) = (self.settings.state.clone(), self.winding_down);
         self.spawn(async move {
-            effects::drain(vec![streams]).await;
+            let limit = if guest.is_some() { effects::DRAIN } else { effects::DRAIN_AFTER_END };
+            effects::drain(vec![streams], limit).await;
             let slot = match (guest, slot) {
                 _ if !id.exec.is_empty() => None,
                 (Some(guest), _) if role.leads() => {
