@@ -176,7 +176,7 @@ fn decode_options(bytes: &[u8]) -> protobuf::Result<(Option<String>, Option<Stri
             other => protobuf::rt::skip_field_for_tag(other, &mut input)?,
         }
     }
-    let body = body.map(String::from_utf8).transpose().map_err(|error| std::io::Error::other(error))?;
+    let body = body.map(String::from_utf8).transpose().map_err(std::io::Error::other)?;
     let filled = |text: &String| !text.is_empty();
     Ok((path.filter(filled), body.filter(filled)))
 }
@@ -256,6 +256,16 @@ mod tests {
         assert_eq!((config.default_vcpus, config.default_memory_mib, config.base_memory_mib), (1, 512, 64));
         assert_eq!(config.cache, Path::new("/var/lib/uvm/layers"));
         assert!(config.enable_annotations.is_empty() && !config.debug_console);
+    }
+
+    #[test]
+    fn the_sample_is_the_defaults() {
+        let sample = Config::parse(include_str!("../uvm.toml"), "uvm.toml").unwrap();
+        let defaults = Config::parse(
+            "image = \"/usr/share/uvm/uvm.igvm\"\nrootfs = \"/usr/share/uvm/rootfs.img\"\n",
+            "x",
+        );
+        assert_eq!(sample, defaults.unwrap());
     }
 
     #[test]

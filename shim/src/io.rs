@@ -22,6 +22,11 @@ use crate::agent::{Agent, AgentError, Output, ProcessId};
 /// Most bytes that travel in one message, either way.
 const CHUNK_BYTES: usize = 32 * 1024;
 
+/// How long a FIFO's reader may take for what is left in it when its process has ended.
+const SETTLE: Duration = Duration::from_secs(1);
+/// How often that is looked at.
+const SETTLE_STEP: Duration = Duration::from_millis(5);
+
 /// Where a process's streams go, as containerd names it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stdio {
@@ -115,6 +120,21 @@ impl Sink {
                 file.flush().await
             }
         }
+    }
+}
+
+impl Sink {
+    /// Waits for a reader to take what is left: a FIFO whose last descriptor is closed forgets its contents, so
+    /// a client that is slow to open its end would get nothing of a short-lived process.
+    async fn settle(&self) {
+        let Self::Fifo(fifo) = self else { return };
+        let empty = async {
+            while rustix::io::ioctl_fionread(fifo).is_ok_and(|left| left > 0) {
+                tokio::time::sleep(SETTLE_STEP).await;
+            }
+        };
+        // What nobody has taken by then, nobody wants.
+        let _ = tokio::time::timeout(SETTLE, empty).await;
     }
 }
 
@@ -214,7 +234,7 @@ impl Drop for Relays {
 async fn carry_output(agent: Agent, process: ProcessId, which: Output, mut sink: Sink) {
     loop {
         match agent.read(&process, which, CHUNK_BYTES).await {
-            Ok(bytes) if bytes.is_empty() => return,
+            Ok(bytes) if bytes.is_empty() => break,
             Ok(bytes) => {
                 if let Err(error) = sink.write_all(&bytes).await {
                     // The process must not block on an output that nobody can take any more.
@@ -224,10 +244,11 @@ async fn carry_output(agent: Agent, process: ProcessId, which: Output, mut sink:
             }
             Err(error) => {
                 debug!(%process, ?which, %error, "output ends");
-                return;
+                break;
             }
         }
     }
+    sink.settle().await;
 }
 
 async fn carry_input(agent: Agent, process: ProcessId, fifo: Option<pipe::Receiver>, close: Arc<Notify>) {
@@ -307,6 +328,22 @@ mod tests {
         assert_eq!(&bytes, b"after");
         drop(sink);
         assert_eq!(reader.read(&mut bytes).await.unwrap(), 0, "the reader sees the end of the stream");
+    }
+
+    #[tokio::test]
+    async fn a_late_reader_gets_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = fifo(dir.path(), "out");
+        let mut sink = Sink::open("stdout", &name).await.unwrap();
+        sink.write_all(b"short").await.unwrap();
+        let settled = tokio::spawn(async move { sink.settle().await });
+        tokio::time::sleep(SETTLE_STEP * 4).await;
+        assert!(!settled.is_finished(), "the stream stays open for its reader");
+        let mut reader = pipe::OpenOptions::new().open_receiver(&name).unwrap();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "short");
+        settled.await.unwrap();
     }
 
     #[tokio::test]

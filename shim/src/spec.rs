@@ -16,20 +16,10 @@ const GUEST_CGROUP: &str = "/uvm";
 /// File systems that the guest's kernel provides itself.
 const GUEST_FILE_SYSTEMS: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
 /// Devices that every container has anyway (OCI runtime specification, "Default Devices").
-const DEFAULT_DEVICES: [&str; 8] = [
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/tty",
-    "/dev/console",
-    "/dev/ptmx",
-];
+const DEFAULT_DEVICES: [&str; 6] =
+    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
 /// Mount options by which changes inside would reach the host.
 const PROPAGATING: [&str; 2] = ["shared", "rshared"];
-/// `/dev/shm` of a container whose pod has it on the host, which the guest cannot reach.
-const SHM_OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
 
 /// Why a spec cannot be run in a guest.
 #[derive(Debug, thiserror::Error)]
@@ -191,8 +181,8 @@ fn rewrite_mount(mut mount: Mount, shared: &mut Vec<SharedPath>) -> Result<Mount
         return Ok(mount);
     }
     if mount.destination() == Path::new("/dev/shm") {
-        mount.set_typ(Some("tmpfs".into())).set_source(Some("shm".into()));
-        mount.set_options(Some(SHM_OPTIONS.map(str::to_owned).into()));
+        // What the pod shares on the host, it shares in the guest.
+        mount.set_source(Some(paths::SANDBOX_SHM.into()));
         return Ok(mount);
     }
     let source = mount.source().clone().unwrap_or_default();
@@ -278,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn host_files_become_copies_and_shm_a_tmpfs() {
+    fn host_files_become_copies_and_shm_the_pods() {
         let GuestSpec { spec, shared, .. } = guest(cri_spec()).unwrap();
         let mounts = spec.mounts().as_ref().unwrap();
         assert_eq!(mounts[0].typ().as_deref(), Some("proc"));
@@ -286,7 +276,7 @@ mod tests {
         assert_eq!(shared[0].host, Path::new("/var/pods/x/etc-hosts"));
         assert_eq!(mounts[2].source().as_ref(), Some(&shared[0].guest));
         assert!(shared[0].guest.starts_with("/run/kata-containers/shared/containers"));
-        assert_eq!(mounts[3].typ().as_deref(), Some("tmpfs"));
+        assert_eq!(mounts[3].source().as_deref(), Some(Path::new("/run/kata-containers/sandbox/shm")));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ use serde::{Deserialize, Serialize};
 pub const ROOT: &str = "/run/uvm";
 const RECORD: &str = "processes.json";
 const MAX_RECORD_BYTES: u64 = 4096;
+/// How long a killed process may take to end.
+const DEATH_LIMIT: Timespec = Timespec { tv_sec: 3, tv_nsec: 0 };
 
 /// A process that cannot be mistaken for a later one with the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,10 +51,10 @@ impl Process {
         Ok(Self { pid, start_time })
     }
 
-    /// Kills the process if it still is the one that was recorded. Says whether it did.
+    /// Kills the process if it still is the one that was recorded, and waits for its end. Says whether it did.
     ///
     /// # Errors
-    /// When the system refuses to kill it.
+    /// When the system refuses to kill it, or it does not end within three seconds.
     pub fn kill(self) -> io::Result<bool> {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return Ok(false) };
         // The descriptor first: after it, the id cannot come to mean another process unnoticed.
@@ -64,9 +67,15 @@ impl Process {
             return Ok(false);
         }
         match pidfd_send_signal(&handle, Signal::KILL) {
-            Ok(()) => Ok(true),
-            Err(Errno::SRCH) => Ok(false),
-            Err(errno) => Err(errno.into()),
+            Ok(()) => {}
+            Err(Errno::SRCH) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
+        }
+        // The descriptor becomes readable when the process has ended: what it held is free then.
+        let mut ended = [PollFd::new(&handle, PollFlags::IN)];
+        match rustix::io::retry_on_intr(|| poll(&mut ended, Some(&DEATH_LIMIT)))? {
+            0 => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(true),
         }
     }
 }

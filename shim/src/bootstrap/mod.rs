@@ -19,6 +19,7 @@ use agent_protocol::id::{self, IdError};
 use containerd_shim::Flags;
 
 use crate::identity::IdentityError;
+pub use serve::services;
 
 /// Name of the runtime, as containerd's configuration has it.
 pub const RUNTIME: &str = "io.containerd.uvm.v2";

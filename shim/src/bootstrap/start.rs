@@ -5,10 +5,10 @@
 //! believe that the address is theirs.
 
 use std::env;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -70,7 +70,11 @@ fn listen(socket: &Path, pod: &str) -> Result<UnixListener, BootstrapError> {
         }
         bound => bound,
     };
-    bound.map_err(system(format!("listen on {}", socket.display())))
+    let restricted = bound.and_then(|listener| {
+        fs::set_permissions(socket, Permissions::from_mode(0o600))?;
+        Ok(listener)
+    });
+    restricted.map_err(system(format!("listen on {}", socket.display())))
 }
 
 fn launch(

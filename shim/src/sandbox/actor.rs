@@ -1,4 +1,6 @@
-//! The actor: the pod's state, and what each request and each notice does to it.
+//! The actor: the pod's state, and where each request and each notice goes.
+//!
+//! How processes begin and are removed is in `lifecycle`, how they end in `ending`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -7,71 +9,67 @@ use std::path::PathBuf;
 use agent_protocol::rpc::oci;
 use containerd_shim::event::Event;
 use containerd_shim::protos::cgroups_v2::metrics::Metrics;
-use containerd_shim::protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
-    TaskResumed, TaskStart,
-};
+use containerd_shim::protos::events::task::{TaskExecAdded, TaskOOM};
 use launch::layout::BLOCK_SLOTS;
 use tokio::sync::mpsc;
-use tracing::{info, warn};
 
-use super::effects::{self, Creation, SIGKILL};
-use super::notice::{Created, Notice};
+use super::effects;
+use super::notice::Notice;
 use super::process::{Process, Reply, Streams};
-use super::state::{Exit, Phase, Step};
-use super::{Command, Create, Deleted, Settings, Snapshot};
-use crate::agent::{AgentError, ProcessId};
-use crate::container::{Guest, Slot};
-use crate::events::timestamp;
-use crate::identity::{self, Identity, Role};
-use crate::io::{Relays, Stdio};
+use super::state::Step;
+use super::{Command, Settings, Snapshot};
+use crate::agent::ProcessId;
+use crate::container::Guest;
+use crate::identity::Role;
+use crate::io::Stdio;
 use crate::metrics;
-use crate::spec;
 use crate::status::TaskError;
 
-const SIGINT: u32 = 2;
-const SIGTERM: u32 = 15;
-/// Largest signal number on Linux.
-const MAX_SIGNAL: u32 = 64;
-/// Exit status of a process whose end nobody saw.
-const UNKNOWN_STATUS: u32 = 255;
-
-enum Machine {
+/// The pod's machine.
+pub(super) enum Machine {
+    /// No container has asked for it yet.
     Absent,
+    /// It boots.
     Booting,
+    /// It runs.
     Up(Guest),
+    /// It has ended, for this reason.
     Ended(String),
 }
 
-struct Container {
-    role: Role,
-    bundle: PathBuf,
-    slot: Option<u32>,
-    first: Process,
-    execs: BTreeMap<String, Process>,
+/// A container of the pod.
+pub(super) struct Container {
+    pub(super) role: Role,
+    pub(super) bundle: PathBuf,
+    pub(super) slot: Option<u32>,
+    pub(super) first: Process,
+    pub(super) execs: BTreeMap<String, Process>,
 }
 
 impl Container {
-    fn process(&mut self, exec: &str) -> Option<&mut Process> {
+    pub(super) fn process(&mut self, exec: &str) -> Option<&mut Process> {
         if exec.is_empty() { Some(&mut self.first) } else { self.execs.get_mut(exec) }
     }
 }
 
 /// Owns a pod's state.
 pub struct Actor {
-    settings: Settings,
-    notices: mpsc::UnboundedSender<Notice>,
+    pub(super) settings: Settings,
+    pub(super) notices: mpsc::UnboundedSender<Notice>,
     news: mpsc::UnboundedReceiver<Notice>,
-    machine: Machine,
+    pub(super) machine: Machine,
     /// Process id of the machine on the host; zero before there is one.
-    pid: u32,
+    pub(super) pid: u32,
     /// Exit status of a sandbox that was asked to end.
-    asked_to_end: Option<u32>,
-    containers: BTreeMap<String, Container>,
-    free_slots: BTreeSet<u32>,
+    pub(super) asked_to_end: Option<u32>,
+    /// Whether the machine is about to end because its only container has.
+    pub(super) winding_down: bool,
+    pub(super) containers: BTreeMap<String, Container>,
+    pub(super) free_slots: BTreeSet<u32>,
 }
 
-fn answer<T>(reply: Reply<T>, result: Result<T, TaskError>) {
+/// Answers a request.
+pub(super) fn answer<T>(reply: Reply<T>, result: Result<T, TaskError>) {
     // Whoever asked may have gone; what was done stays done.
     drop(reply.send(result));
 }
@@ -88,6 +86,7 @@ impl Actor {
             machine: Machine::Absent,
             pid: 0,
             asked_to_end: None,
+            winding_down: false,
             containers: BTreeMap::new(),
             free_slots: (1..BLOCK_SLOTS).collect(),
         }
@@ -180,12 +179,12 @@ impl Actor {
         }
     }
 
-    fn publish<E: Event>(&self, event: &E) {
+    pub(super) fn publish<E: Event>(&self, event: &E) {
         self.settings.publisher.publish(event);
     }
 
     /// Runs `effect` on its own and brings its notice back.
-    fn spawn(&self, effect: impl Future<Output = Notice> + Send + 'static) {
+    pub(super) fn spawn(&self, effect: impl Future<Output = Notice> + Send + 'static) {
         let notices = self.notices.clone();
         tokio::spawn(async move {
             // Nobody listens when the shim is shutting down.
@@ -194,7 +193,7 @@ impl Actor {
     }
 
     /// Runs `question`, which changes nothing that is kept here, and answers with its outcome.
-    fn consult<T: Send + 'static, F>(
+    pub(super) fn consult<T: Send + 'static, F>(
         &self,
         guest: Result<Guest, TaskError>,
         reply: Reply<T>,
@@ -211,15 +210,15 @@ impl Actor {
         }
     }
 
-    fn container(&mut self, id: &str) -> Result<&mut Container, TaskError> {
+    pub(super) fn container(&mut self, id: &str) -> Result<&mut Container, TaskError> {
         self.containers.get_mut(id).ok_or_else(|| TaskError::NoContainer(id.into()))
     }
 
-    fn process(&mut self, id: &ProcessId) -> Result<&mut Process, TaskError> {
+    pub(super) fn process(&mut self, id: &ProcessId) -> Result<&mut Process, TaskError> {
         self.container(&id.container)?.process(&id.exec).ok_or_else(|| TaskError::NoProcess(id.clone()))
     }
 
-    fn guest(&self) -> Result<Guest, TaskError> {
+    pub(super) fn guest(&self) -> Result<Guest, TaskError> {
         match &self.machine {
             Machine::Up(guest) => Ok(guest.clone()),
             Machine::Ended(why) => Err(TaskError::Ended(why.clone())),
@@ -228,7 +227,7 @@ impl Actor {
     }
 
     /// The guest of a process that exists there: a sandbox has none.
-    fn in_guest(&mut self, id: &ProcessId) -> Result<Guest, TaskError> {
+    pub(super) fn in_guest(&mut self, id: &ProcessId) -> Result<Guest, TaskError> {
         if self.container(&id.container)?.role == Role::Sandbox {
             return Err(TaskError::Unsupported("a pod's sandbox has no process in the utility VM"));
         }
@@ -240,92 +239,6 @@ impl Actor {
     fn live(&mut self, id: &ProcessId) -> Result<Guest, TaskError> {
         let guest = self.in_guest(id)?;
         if self.process(id)?.phase().is_over() { Err(TaskError::Finished(id.clone())) } else { Ok(guest) }
-    }
-
-    fn create(&mut self, create: Box<Create>, reply: Reply<u32>) {
-        match self.begin_creation(&create) {
-            Ok(creation) => self.spawn(async move {
-                let created = creation.run(&create).await;
-                Notice::Created(create, created, reply)
-            }),
-            Err(error) => answer(reply, Err(error)),
-        }
-    }
-
-    /// Checks a creation and notes that it has begun.
-    fn begin_creation(&mut self, create: &Create) -> Result<Creation, TaskError> {
-        let process = ProcessId::new(&create.id, "");
-        if self.containers.contains_key(&create.id) {
-            return Err(TaskError::Exists(process));
-        }
-        let config = identity::read_spec(&create.bundle.join("config.json"))?;
-        let spec = agent_protocol::oci::parse_config(&config)?;
-        let annotations = spec.annotations().clone().unwrap_or_default();
-        let Identity { pod, role } = Identity::from_annotations(&create.id, &annotations)?;
-        if pod != self.settings.id {
-            let (what, expected) = ("pod of the container", "the pod that this shim serves");
-            return Err(TaskError::Invalid { what, expected, found: pod });
-        }
-        if role == Role::Sandbox {
-            spec::check_sandbox(&spec)?;
-        }
-        let guest = match &self.machine {
-            Machine::Absent if role.leads() => None,
-            _ if role.leads() => return Err(TaskError::Exists(process)),
-            _ => Some(self.guest()?),
-        };
-        let slot = if role == Role::Sandbox {
-            None
-        } else {
-            Some(self.free_slots.pop_first().ok_or(TaskError::NoSlot { slots: BLOCK_SLOTS - 1 })?)
-        };
-        if guest.is_none() {
-            self.machine = Machine::Booting;
-        }
-        let first = Process::creating(process, create.stdio.clone());
-        let bundle = create.bundle.clone();
-        let container = Container { role, bundle, slot, first, execs: BTreeMap::new() };
-        self.containers.insert(create.id.clone(), container);
-        let (driver, state) = (self.settings.driver.clone(), self.settings.state.clone());
-        Ok(Creation { driver, state, role, spec, guest, slot })
-    }
-
-    fn created(&mut self, create: Create, created: Created) -> Result<u32, TaskError> {
-        match created {
-            Created::Ok { booted, stdio } => {
-                if let Some(guest) = booted {
-                    self.pid = guest.vm.pid();
-                    tokio::spawn(effects::watch_machine(guest.clone(), self.notices.clone()));
-                    tokio::spawn(effects::watch_memory(guest.agent.clone(), self.notices.clone()));
-                    self.machine = Machine::Up(guest);
-                }
-                if let Machine::Ended(why) = &self.machine {
-                    let why = why.clone();
-                    self.containers.remove(&create.id);
-                    return Err(TaskError::Ended(why));
-                }
-                let first = &mut self.container(&create.id)?.first;
-                first.step(Step::Created)?;
-                first.streams = Streams::Open(stdio);
-                let pid = self.pid;
-                self.publish(&task_create(create, pid));
-                Ok(pid)
-            }
-            Created::Failed { error, slot } => {
-                let led = self.containers.remove(&create.id).is_some_and(|container| container.role.leads());
-                if led {
-                    self.machine = Machine::Absent;
-                }
-                self.release(slot);
-                Err(error)
-            }
-        }
-    }
-
-    fn release(&mut self, slot: Option<Slot>) {
-        if let Some(Slot::Free(slot)) = slot {
-            self.free_slots.insert(slot);
-        }
     }
 
     fn exec(&mut self, id: ProcessId, spec: oci::Process, stdio: Stdio) -> Result<(), TaskError> {
@@ -342,313 +255,6 @@ impl Actor {
         container.execs.insert(id.exec.clone(), process);
         let ProcessId { container: container_id, exec: exec_id } = id;
         self.publish(&TaskExecAdded { container_id, exec_id, ..TaskExecAdded::default() });
-        Ok(())
-    }
-
-    fn start(&mut self, id: ProcessId, reply: Reply<u32>) {
-        if let Err((error, reply)) = self.begin_start(id, reply) {
-            answer(reply, Err(error));
-        }
-    }
-
-    fn begin_start(&mut self, id: ProcessId, reply: Reply<u32>) -> Result<(), (TaskError, Reply<u32>)> {
-        let prepared = self.guest().and_then(|guest| {
-            let container = self.container(&id.container)?;
-            let role = container.role;
-            if !id.exec.is_empty() && !container.first.phase().takes_signals() {
-                return Err(TaskError::Finished(ProcessId::new(&id.container, "")));
-            }
-            let process = self.process(&id)?;
-            process.step(Step::Start)?;
-            let streams = std::mem::replace(&mut process.streams, Streams::None);
-            Ok((guest, role, streams, process.exec_spec.take(), process.stdio.clone()))
-        });
-        let (guest, role, streams, exec_spec, stdio) = match prepared {
-            Ok(prepared) => prepared,
-            Err(error) => return Err((error, reply)),
-        };
-        if role == Role::Sandbox {
-            let result = self.started(&id, Ok(None));
-            answer(reply, result);
-            return Ok(());
-        }
-        self.spawn(async move {
-            let open = if let Streams::Open(open) = streams { Some(open) } else { None };
-            let started = match exec_spec {
-                Some(spec) => effects::start_exec(&guest.agent, &id, spec, stdio).await,
-                None => effects::start_first(&guest.agent, &id, open).await,
-            };
-            Notice::Started(id, started, reply)
-        });
-        Ok(())
-    }
-
-    fn started(
-        &mut self,
-        id: &ProcessId,
-        started: Result<Option<Relays>, TaskError>,
-    ) -> Result<u32, TaskError> {
-        let pid = self.pid;
-        let ended = self.guest().err();
-        let role = self.container(&id.container)?.role;
-        let process = self.process(id)?;
-        let relays = match started {
-            Ok(relays) => relays,
-            Err(error) => {
-                // It may be over already, because its machine is.
-                if process.step(Step::StartFailed).is_ok() {
-                    process.conclude(Exit::now(UNKNOWN_STATUS));
-                }
-                return Err(error);
-            }
-        };
-        if let Err(error) = process.step(Step::Started) {
-            return Err(ended.unwrap_or(error));
-        }
-        process.streams = relays.map_or(Streams::None, Streams::Relayed);
-        process.start_published = true;
-        let ProcessId { container, exec } = id.clone();
-        if exec.is_empty() {
-            self.publish(&TaskStart { container_id: container, pid, ..TaskStart::default() });
-        } else {
-            let event = TaskExecStarted { container_id: container, exec_id: exec, pid, ..Default::default() };
-            self.publish(&event);
-        }
-        if role != Role::Sandbox {
-            self.await_exit(id.clone());
-        }
-        Ok(pid)
-    }
-
-    fn await_exit(&self, id: ProcessId) {
-        if let Machine::Up(guest) = &self.machine {
-            let agent = guest.agent.clone();
-            self.spawn(async move {
-                let status = agent.wait(&id).await;
-                Notice::Exited(id, status)
-            });
-        }
-    }
-
-    fn exited(&mut self, id: &ProcessId, status: Result<u32, AgentError>) {
-        match status {
-            Ok(status) => self.conclude(id, status),
-            Err(error) if error.is_refusal() => {
-                warn!(process = %id, %error, "the agent does not know how the process ended");
-                self.conclude(id, UNKNOWN_STATUS);
-            }
-            // Without its agent a pod is lost: its machine's end then ends what is left.
-            Err(error) => {
-                if let Machine::Up(guest) = &self.machine {
-                    warn!(process = %id, %error, "the agent is lost: the machine is stopped");
-                    let guest = guest.clone();
-                    tokio::spawn(async move { guest.vm.stop().await });
-                }
-            }
-        }
-    }
-
-    /// A process has ended: notes it, publishes it, and ends the pod with its only container.
-    fn conclude(&mut self, id: &ProcessId, status: u32) {
-        let pid = self.pid;
-        let Ok(process) = self.process(id) else { return };
-        if process.phase().is_over() || process.step(Step::Exit).is_err() {
-            return;
-        }
-        let exit = Exit::now(status);
-        process.conclude(exit);
-        if process.start_published {
-            let event = TaskExit {
-                container_id: id.container.clone(),
-                id: if id.exec.is_empty() { id.container.clone() } else { id.exec.clone() },
-                pid,
-                exit_status: status,
-                exited_at: Some(timestamp(exit.at)).into(),
-                ..TaskExit::default()
-            };
-            self.publish(&event);
-        }
-        if id.exec.is_empty() {
-            self.wind_down(&id.container);
-        }
-    }
-
-    /// Ends the machine of a pod of one whose container has ended, after its output.
-    fn wind_down(&mut self, id: &str) {
-        let Machine::Up(guest) = &self.machine else { return };
-        let guest = guest.clone();
-        let Ok(container) = self.container(id) else { return };
-        if container.role != Role::Single {
-            return;
-        }
-        let all = std::iter::once(&mut container.first).chain(container.execs.values_mut());
-        let streams = all.map(|process| std::mem::replace(&mut process.streams, Streams::None)).collect();
-        tokio::spawn(async move {
-            effects::drain(streams).await;
-            guest.vm.stop().await;
-        });
-    }
-
-    fn machine_ended(&mut self, why: String) {
-        info!(why, "the machine has ended");
-        self.machine = Machine::Ended(why);
-        let asked = self.asked_to_end;
-        let mut ended: Vec<(bool, ProcessId)> = Vec::new();
-        for container in self.containers.values() {
-            let leads = container.role.leads();
-            ended.extend(container.execs.values().map(|exec| (false, exec.id().clone())));
-            ended.push((leads, container.first.id().clone()));
-        }
-        // The pod's own end is told last.
-        ended.sort_by_key(|(leads, _)| *leads);
-        for (leads, id) in ended {
-            let status = match asked {
-                Some(status) if leads => status,
-                Some(_) => 128 + SIGKILL,
-                None => UNKNOWN_STATUS,
-            };
-            self.conclude(&id, status);
-        }
-    }
-
-    fn kill(&mut self, id: ProcessId, signal: u32, all: bool, reply: Reply<()>) {
-        match self.check_kill(&id, signal) {
-            Ok(Target::Guest { guest, leads }) => self.consult(Ok(guest), reply, async move |guest| {
-                effects::signal(&guest, &id, signal, all, leads).await
-            }),
-            Ok(Target::Machine(guest)) => {
-                self.asked_to_end = Some(128 + signal);
-                self.consult(Ok(guest), reply, async move |guest| {
-                    guest.vm.stop().await;
-                    Ok(())
-                });
-            }
-            Ok(Target::Unstarted) => {
-                self.conclude(&id, 128 + signal);
-                answer(reply, Ok(()));
-            }
-            Err(error) => answer(reply, Err(error)),
-        }
-    }
-
-    fn check_kill(&mut self, id: &ProcessId, signal: u32) -> Result<Target, TaskError> {
-        if !(1..=MAX_SIGNAL).contains(&signal) {
-            let (what, expected) = ("signal", "1 to 64");
-            return Err(TaskError::Invalid { what, expected, found: signal.to_string() });
-        }
-        let role = self.container(&id.container)?.role;
-        let phase = self.process(id)?.phase();
-        let ends = [SIGINT, SIGTERM, SIGKILL].contains(&signal);
-        match phase {
-            phase if phase.is_over() => Err(TaskError::Finished(id.clone())),
-            Phase::Creating | Phase::Starting => Err(TaskError::Busy(id.clone())),
-            _ if role == Role::Sandbox && !ends => {
-                Err(TaskError::Unsupported("signals to a pod's sandbox other than INT, TERM and KILL"))
-            }
-            _ if role == Role::Sandbox => Ok(Target::Machine(self.guest()?)),
-            Phase::Created if ends => Ok(Target::Unstarted),
-            Phase::Created => Err(TaskError::Unsupported("signals to a process that was not started")),
-            _ => Ok(Target::Guest { guest: self.guest()?, leads: role.leads() }),
-        }
-    }
-
-    fn delete(&mut self, id: ProcessId, reply: Reply<Deleted>) {
-        let pid = self.pid;
-        let guest = self.guest().ok();
-        let prepared = self.container(&id.container).map(|container| (container.role, container.slot));
-        let prepared = prepared.and_then(|(role, slot)| {
-            let process = self.process(&id)?;
-            process.step(Step::Delete)?;
-            let exit = process.exit().unwrap_or_else(|| Exit::now(0));
-            let streams = std::mem::replace(&mut process.streams, Streams::None);
-            Ok((role, slot, streams, Deleted { pid, exit }))
-        });
-        let (role, slot, streams, deleted) = match prepared {
-            Ok(prepared) => prepared,
-            Err(error) => return answer(reply, Err(error)),
-        };
-        let state = self.settings.state.clone();
-        self.spawn(async move {
-            effects::drain(vec![streams]).await;
-            let slot = match (guest, slot) {
-                _ if !id.exec.is_empty() => None,
-                (Some(guest), _) if role.leads() => {
-                    effects::end_pod(&guest).await;
-                    None
-                }
-                (Some(guest), Some(slot)) => Some(guest.remove(&id.container, slot).await),
-                (None, _) if role.leads() => {
-                    if let Err(error) = state.remove() {
-                        warn!(path = %state.path().display(), %error, "the pod's directory is not removed");
-                    }
-                    None
-                }
-                _ => None,
-            };
-            Notice::Deleted(id, slot, deleted, reply)
-        });
-    }
-
-    fn deleted(&mut self, id: &ProcessId, slot: Option<Slot>, deleted: Deleted) {
-        self.release(slot);
-        if !id.exec.is_empty() {
-            let exec = self.container(&id.container).ok().and_then(|it| it.execs.remove(&id.exec));
-            if let Some(mut process) = exec {
-                process.conclude(deleted.exit);
-            }
-            return;
-        }
-        if let Some(mut container) = self.containers.remove(&id.container) {
-            container.first.conclude(deleted.exit);
-            for exec in container.execs.values_mut() {
-                exec.conclude(deleted.exit);
-            }
-            self.publish(&TaskDelete {
-                container_id: id.container.clone(),
-                pid: deleted.pid,
-                exit_status: deleted.exit.status,
-                exited_at: Some(timestamp(deleted.exit.at)).into(),
-                ..TaskDelete::default()
-            });
-        }
-    }
-
-    fn freeze(&mut self, container: String, step: Step, reply: Reply<()>) {
-        let id = ProcessId::new(&container, "");
-        let guest = self.in_guest(&id).and_then(|guest| {
-            self.process(&id)?.step(step)?;
-            Ok(guest)
-        });
-        let guest = match guest {
-            Ok(guest) => guest,
-            Err(error) => return answer(reply, Err(error)),
-        };
-        self.spawn(async move {
-            let (result, done, failed) = if step == Step::Pause {
-                (guest.agent.pause(&container).await, Step::Paused, Step::PauseFailed)
-            } else {
-                (guest.agent.resume(&container).await, Step::Resumed, Step::ResumeFailed)
-            };
-            let step = if result.is_ok() { done } else { failed };
-            Notice::Frozen(container, step, result, reply)
-        });
-    }
-
-    fn frozen(
-        &mut self,
-        container: &str,
-        step: Step,
-        result: Result<(), AgentError>,
-    ) -> Result<(), TaskError> {
-        let stepped = self.container(container)?.first.step(step);
-        result?;
-        stepped?;
-        let container_id = container.to_owned();
-        if step == Step::Paused {
-            self.publish(&TaskPaused { container_id, ..TaskPaused::default() });
-        } else {
-            self.publish(&TaskResumed { container_id, ..TaskResumed::default() });
-        }
         Ok(())
     }
 
@@ -689,27 +295,5 @@ impl Actor {
         let process = self.process(id)?;
         let (phase, stdio, exit) = (process.phase(), process.stdio.clone(), process.exit());
         Ok(Snapshot { bundle, pid, phase, stdio, exit })
-    }
-}
-
-/// Whom a signal concerns.
-enum Target {
-    /// A process in the guest.
-    Guest { guest: Guest, leads: bool },
-    /// The pod itself.
-    Machine(Guest),
-    /// A process that never ran, and now never will.
-    Unstarted,
-}
-
-fn task_create(create: Create, pid: u32) -> TaskCreate {
-    let Stdio { stdin, stdout, stderr, terminal } = create.stdio;
-    TaskCreate {
-        container_id: create.id,
-        bundle: create.bundle.display().to_string(),
-        rootfs: create.rootfs,
-        io: Some(TaskIO { stdin, stdout, stderr, terminal, ..TaskIO::default() }).into(),
-        pid,
-        ..TaskCreate::default()
     }
 }

@@ -22,6 +22,8 @@ use crate::status::TaskError;
 
 /// How long the output of a process that has ended may take to be passed on.
 pub const DRAIN: Duration = Duration::from_secs(5);
+/// The same when the machine has ended: what it sent is here already.
+pub const DRAIN_AFTER_END: Duration = Duration::from_millis(500);
 /// Least time between two reports of memory that ran out: a guest must not crowd out other events.
 const OOM_PAUSE: Duration = Duration::from_secs(1);
 
@@ -49,7 +51,7 @@ impl Creation {
     pub async fn run(self, create: &Create) -> Created {
         let slot = self.slot.map(Slot::Free);
         let stdio = match create.stdio.open().await {
-            Ok(stdio) => stdio,
+            Ok(stdio) => Box::new(stdio),
             Err(error) => return Created::Failed { error: error.into(), slot },
         };
         let boots = self.guest.is_none();
@@ -92,7 +94,7 @@ pub async fn end_pod(guest: &Guest) {
 pub async fn start_first(
     agent: &Agent,
     process: &ProcessId,
-    stdio: Option<OpenStdio>,
+    stdio: Option<Box<OpenStdio>>,
 ) -> Result<Option<Relays>, TaskError> {
     agent.start_container(&process.container).await?;
     Ok(stdio.map(|stdio| stdio.relay(agent, process)))
@@ -139,11 +141,11 @@ pub async fn signal(
     }
 }
 
-/// Lets what streams still carry pass, within a limit.
-pub async fn drain(streams: Vec<Streams>) {
+/// Lets what streams still carry pass, each within `limit`.
+pub async fn drain(streams: Vec<Streams>, limit: Duration) {
     for streams in streams {
         if let Streams::Relayed(relays) = streams {
-            relays.finish(DRAIN).await;
+            relays.finish(limit).await;
         }
     }
 }

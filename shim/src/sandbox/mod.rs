@@ -9,6 +9,8 @@
 mod actor;
 mod boot;
 mod effects;
+mod ending;
+mod lifecycle;
 mod notice;
 mod process;
 pub mod state;

@@ -15,7 +15,7 @@ pub enum Created {
         /// The machine, if this container brought it about.
         booted: Option<Guest>,
         /// Its streams.
-        stdio: OpenStdio,
+        stdio: Box<OpenStdio>,
     },
     /// It does not.
     Failed {

@@ -16,7 +16,7 @@ pub enum Streams {
     /// Nothing: not open yet, or over.
     None,
     /// Open, and not connected to the guest yet.
-    Open(OpenStdio),
+    Open(Box<OpenStdio>),
     /// Carried.
     Relayed(Relays),
 }
