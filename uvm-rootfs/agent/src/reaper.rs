@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -77,7 +77,7 @@ impl Reaper {
     }
 
     fn collect(&self) {
-        while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if let Some(sender) = self.lock().remove(&pid.as_raw_nonzero().get()) {
                 sender.send_replace(Some(exit_status(status)));
             }
@@ -117,7 +117,8 @@ mod tests {
         assert_eq!(exit.wait().await, 42);
         assert_eq!((exit.now(), exit.wait().await), (Some(42), 42));
         assert_eq!(run(&reaper, "kill -KILL $$").wait().await, 137);
-        assert_eq!(run(&reaper, "exit 0").wait().await, 0);
+        // Container processes lead sessions, and so process groups, of their own.
+        assert_eq!(run(&reaper, "exec setsid sh -c 'exit 7'").wait().await, 7);
         assert!(reaper.lock().is_empty());
     }
 }
