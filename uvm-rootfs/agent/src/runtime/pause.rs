@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-use rustix::process::{WaitOptions, waitpid};
+use rustix::process::{WaitOptions, wait};
 use rustix::thread::UnshareFlags;
 
 use super::PAUSE_NAME;
@@ -27,7 +27,7 @@ pub fn spawn() -> io::Result<i32> {
 #[must_use]
 pub fn main() -> ExitCode {
     loop {
-        match waitpid(None, WaitOptions::empty()) {
+        match wait(WaitOptions::empty()) {
             Ok(_) => {}
             // No children at the moment. Orphans arrive with a signal only when they end, so look now and then.
             Err(_) => std::thread::sleep(std::time::Duration::from_secs(1)),
