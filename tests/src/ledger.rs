@@ -15,12 +15,9 @@ use crate::command::eventually;
 pub struct Ledger(BTreeSet<String>);
 
 /// Folders in which pods have files and sockets.
-const FOLDERS: [&str; 4] = [
-    "/run/uvm",
-    "/run/containerd/s",
-    "/run/containerd/io.containerd.runtime.v2.task",
-    "/run/containerd/fifo",
-];
+const FOLDERS: [&str; 4] = ["/run/uvm", "/run/containerd/s", TASKS, "/run/containerd/fifo"];
+const TASKS: &str = "/run/containerd/io.containerd.runtime.v2.task";
+const NAMESPACES: [&str; 2] = ["default", "k8s.io"];
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Deepest folder that is looked into.
 const DEPTH: usize = 8;
@@ -44,7 +41,10 @@ impl Ledger {
         }
         for folder in FOLDERS {
             walk(Path::new(folder), DEPTH, &mut |path| {
-                entries.insert(format!("file {}", path.display()));
+                // containerd keeps a folder for each namespace that it has ever seen.
+                if !NAMESPACES.iter().any(|name| path == Path::new(TASKS).join(name)) {
+                    entries.insert(format!("file {}", path.display()));
+                }
             });
         }
         walk(Path::new(CGROUPS), DEPTH, &mut |path| {

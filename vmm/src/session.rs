@@ -11,8 +11,7 @@ use std::thread;
 
 use launch::control::{Event, Exit, Mark, Message, Request, STATUS_LAUNCH_REFUSED};
 use launch::plan::LaunchPlan;
-use rustix::time::{ClockId, clock_gettime};
-use vmm_client::{Packet, receive, send};
+use vmm_client::{Packet, monotonic_us, receive, send};
 
 use crate::machine::{Defined, LaunchError, MachineNotice, Running};
 
@@ -21,7 +20,7 @@ const CONTROL_STACK_BYTES: usize = 128 * 1024;
 
 /// Runs the machine that the parent behind `control` asks for, to its end. Returns the process's exit status.
 pub fn run(control: impl AsFd + Send + Sync + 'static) -> u8 {
-    let started = Event::Mark { mark: Mark::VmmStart, monotonic_us: now_us() };
+    let started = Event::Mark { mark: Mark::VmmStart, monotonic_us: monotonic_us() };
     let parent = Arc::new(Parent(control));
     let refused = |why: String| {
         eprintln!("uvm-vmm: launch refused: {why}");
@@ -105,7 +104,7 @@ impl<S: AsFd> Parent<S> {
     }
 
     fn mark(&self, mark: Mark) {
-        self.tell(Event::Mark { mark, monotonic_us: now_us() });
+        self.tell(Event::Mark { mark, monotonic_us: monotonic_us() });
     }
 
     fn tell(&self, event: Event) {
@@ -122,11 +121,4 @@ impl<S: AsFd> Parent<S> {
             let _ = send(self.socket(), &json, &[]);
         }
     }
-}
-
-fn now_us() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000).saturating_add(nanoseconds / 1000)
 }

@@ -55,20 +55,20 @@ pub fn build() -> Result<PathBuf> {
 
     let release = places::target().join("release");
     let packages = ["shim", "igvm-builder", "vmm", "uvm-rootfs"].map(|name| format!("--package={name}"));
-    cargo("host programs", &packages, "", None)?;
+    cargo("host programs", &[&packages[..], &["--release".into()]].concat(), "", None)?;
     for program in HOST_PROGRAMS {
         install(&release.join(program), &out.join("bin").join(program))?;
     }
     let guest = places::target().join("guest");
-    cargo("agent", &guest_build("uvm-agent"), AGENT_FLAGS, Some(&guest))?;
+    cargo("agent", &guest_build("uvm-agent", "guest"), AGENT_FLAGS, Some(&guest))?;
     let stub = places::target().join("stub");
-    let mut stub_build = guest_build("boot-stub").to_vec();
-    stub_build.extend(["--features=program".into(), "--profile=stub".into()]);
+    let mut stub_build = guest_build("boot-stub", "stub").to_vec();
+    stub_build.push("--features=program".into());
     cargo("boot stub", &stub_build, STUB_FLAGS, Some(&stub))?;
 
     let progress = Progress::start("image");
     let bin = out.join("bin");
-    let agent = guest.join(TRIPLE).join("release/uvm-agent");
+    let agent = guest.join(TRIPLE).join("guest/uvm-agent");
     let (rootfs, info) = (out.join("rootfs.img"), out.join("rootfs.json"));
     let mut pack = Command::new(bin.join("uvm-rootfs"));
     run(pack.arg("pack").arg("--agent").arg(agent).arg("--out").arg(&rootfs).arg("--info").arg(&info))?;
@@ -87,8 +87,8 @@ pub fn build() -> Result<PathBuf> {
     Ok(out)
 }
 
-fn guest_build(package: &str) -> [String; 2] {
-    [format!("--package={package}"), format!("--target={TRIPLE}")]
+fn guest_build(package: &str, profile: &str) -> [String; 3] {
+    [format!("--package={package}"), format!("--target={TRIPLE}"), format!("--profile={profile}")]
 }
 
 fn shim_configuration(out: &Path) -> String {
@@ -106,9 +106,6 @@ fn cargo(name: &str, arguments: &[String], flags: &str, target: Option<&Path>) -
     let progress = Progress::start(format!("build {name}"));
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(places::repository()).args(["build", "--quiet", "--locked"]).args(arguments);
-    if !arguments.iter().any(|argument| argument.starts_with("--profile")) {
-        cargo.arg("--release");
-    }
     cargo.arg("--target-dir").arg(target.map_or_else(places::target, Path::to_path_buf));
     cargo.env("LIBSECCOMP_LINK_TYPE", "static").env("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu");
     if !flags.is_empty() {

@@ -8,6 +8,7 @@
 //! a blocking task.
 #![forbid(unsafe_code)]
 
+mod clock;
 mod socket;
 
 use std::collections::VecDeque;
@@ -25,6 +26,7 @@ use launch::control::{Event, MAX_SEGMENTS, Message, Request, Segment};
 use launch::plan::{LaunchPlan, PlanError};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+pub use clock::monotonic_us;
 pub use socket::{Packet, receive, send};
 
 /// How long a request may take before the VMM counts as hung.

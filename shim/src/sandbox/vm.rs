@@ -15,12 +15,13 @@ use agent_protocol::ready::{self, ReadyError, ReadyLine};
 use async_trait::async_trait;
 use launch::control::{Event, Exit, Segment};
 use launch::plan::LaunchPlan;
+use launch::timeline::Timeline;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tracing::{debug, info};
-use vmm_client::{ClientError, Vmm};
+use vmm_client::{ClientError, Vmm, monotonic_us};
 
 /// How long a machine that was asked to stop may take before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(2);
@@ -56,6 +57,9 @@ pub enum VmError {
     #[error("the task that drives the utility VM broke")]
     Broken,
 }
+
+/// The boot's timeline, beside the machine's socket.
+const TIMELINE_FILE: &str = "timeline.json";
 
 /// What it takes to start a machine.
 #[derive(Debug, Clone)]
@@ -134,7 +138,11 @@ impl VmDriver for UvmVmm {
         let log = self.log.as_ref().map(File::try_clone).transpose();
         let log = log.map_err(file_error("duplicate the log for", &launch.program))?;
         let Launch { program, plan, boot_timeout } = launch;
-        let vm = spawn_blocking(move || start(&program, &plan, log)).await.map_err(|_| VmError::Broken)??;
+        let timeline = Arc::new(Mutex::new(Timeline::new(monotonic_us())));
+        let marks = Arc::clone(&timeline);
+        let vm = spawn_blocking(move || start(&program, &plan, log, &marks))
+            .await
+            .map_err(|_| VmError::Broken)??;
         let readiness = tokio::select! {
             biased;
             line = ready_line(&listener, &ready_path) => line,
@@ -144,6 +152,9 @@ impl VmDriver for UvmVmm {
         match readiness {
             Ok(line) => {
                 info!(line.kernel_to_init_us, line.init_to_ready_us, "the agent serves");
+                let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                timeline.ready(monotonic_us(), line.init_to_ready_us);
+                keep(timeline, &vsock.with_file_name(TIMELINE_FILE));
                 Ok(Arc::new(vm))
             }
             Err(error) => {
@@ -154,15 +165,32 @@ impl VmDriver for UvmVmm {
     }
 }
 
+/// Leaves the boot's timeline beside the machine's socket, for people. No pod fails for want of it.
+fn keep(timeline: Timeline, path: &Path) {
+    let json = serde_json::to_vec_pretty(&timeline.steps()).map_err(io::Error::from);
+    if let Err(error) = json.and_then(|json| std::fs::write(path, json)) {
+        debug!(path = %path.display(), %error, "the timeline is not kept");
+    }
+}
+
 /// Starts the VMM, with a thread that learns of its end.
-fn start(program: &Path, plan: &LaunchPlan, log: Option<File>) -> Result<UvmVm, VmError> {
+fn start(
+    program: &Path,
+    plan: &LaunchPlan,
+    log: Option<File>,
+    timeline: &Arc<Mutex<Timeline>>,
+) -> Result<UvmVm, VmError> {
+    let timeline = Arc::clone(timeline);
     // The last thing that the VMM said about its end, which its exit status then confirms.
     let last_word = Arc::new(Mutex::new(None));
     let heard = Arc::clone(&last_word);
     let vmm = Vmm::spawn(program, plan, log, move |event| {
         debug!(?event, "machine");
         let word = match event {
-            Event::Mark { .. } => return,
+            Event::Mark { mark, monotonic_us } => {
+                let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner);
+                return timeline.reach(mark.into(), monotonic_us);
+            }
             Event::Refused(why) => format!("launch refused: {why}"),
             Event::Ended(exit) => exit.to_string(),
         };

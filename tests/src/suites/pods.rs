@@ -17,8 +17,8 @@ pub const CASES: &[Case] = &[
     Case { name: "pod::ten_pods_leave_nothing", run: ten_pods },
 ];
 
-/// The container serves one line on the pod's loopback.
-const SERVE: &str = "while :; do echo from-the-first | nc -l -p 8080 -s 127.0.0.1; done";
+/// Serves a file on the pod's loopback.
+const SERVE: &str = "echo from-the-first > /tmp/file; exec httpd -f -p 127.0.0.1:8080 -h /tmp";
 
 /// An init container, then two containers that share the machine and its loopback.
 fn one_machine(bed: &Bed) -> Result<()> {
@@ -40,7 +40,7 @@ fn in_one_machine(cri: &mut Cri, pod: &Pod, machines: usize) -> Result<()> {
     let second = cri.run(pod, "second", &["sleep", "1000"])?;
     ensure!(processes("uvm-vmm")?.len() == machines + 1, "expected one machine for the pod");
     eventually("the first container answers the second", Duration::from_secs(30), || {
-        let answer = cri.exec_sync(&second, &["nc", "-w", "2", "127.0.0.1", "8080"])?;
+        let answer = cri.exec_sync(&second, &["wget", "-q", "-O", "-", "http://127.0.0.1:8080/file"])?;
         Ok((answer.stdout == b"from-the-first\n").then_some(()))
     })?;
     let hosts = cri.exec_sync(&second, &["cat", "/etc/resolv.conf"])?;

@@ -3,7 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+use igvm::{IgvmDirectiveHeader, IgvmFile, IgvmPlatformHeader, IgvmRevision};
+use igvm_defs::{
+    IGVM_SEV_SNP_PLATFORM_VERSION, IGVM_VHS_SUPPORTED_PLATFORM, IgvmPageDataFlags, IgvmPageDataType,
+    IgvmPlatformType,
+};
 
 use super::launches::launch;
 use crate::case::{Bed, Case};
@@ -46,49 +51,34 @@ fn truncated_image(bed: &Bed) -> Result<()> {
     before.expect_nothing_new()
 }
 
-/// The image's platform header is changed from native to TDX, checksum and all.
+/// A well-formed image for SEV-SNP alone.
 fn other_platform(bed: &Bed) -> Result<()> {
-    let mut image = fs::read(bed.product.join("uvm.igvm"))?;
-    // IGVM_VHS_SUPPORTED_PLATFORM of type NATIVE (0) behind its 8-byte header at the end of the fixed header.
-    let platform = FIXED_HEADER_BYTES + 8;
-    ensure!(image[platform + 5] == 0, "the native platform is not where the format puts it");
-    image[platform + 5] = PLATFORM_TDX;
-    fix_checksum(&mut image)?;
-    with_image(bed, &image, |outcome| refused(outcome, "expected platform native"))
-}
-
-const FIXED_HEADER_BYTES: usize = 24;
-const PLATFORM_TDX: u8 = 3;
-
-/// The checksum covers the fixed and the variable headers, with its own field zero.
-fn fix_checksum(image: &mut [u8]) -> Result<()> {
-    let word = |image: &[u8], at: usize| -> Result<usize> {
-        let bytes = image.get(at..).and_then(|rest| rest.first_chunk()).context("a fixed header")?;
-        Ok(usize::try_from(u32::from_le_bytes(*bytes))?)
+    let platform = IgvmPlatformHeader::SupportedPlatform(IGVM_VHS_SUPPORTED_PLATFORM {
+        compatibility_mask: 1,
+        highest_vtl: 0,
+        platform_type: IgvmPlatformType::SEV_SNP,
+        platform_version: IGVM_SEV_SNP_PLATFORM_VERSION,
+        shared_gpa_boundary: 0,
+    });
+    let page = IgvmDirectiveHeader::PageData {
+        gpa: 0x10_0000,
+        compatibility_mask: 1,
+        flags: IgvmPageDataFlags::new(),
+        data_type: IgvmPageDataType::NORMAL,
+        data: vec![0x90; 4096],
     };
-    let end = word(image, 8)? + word(image, 12)?;
-    image[20..24].fill(0);
-    let sum = crc32(&image[..end]);
-    image[20..24].copy_from_slice(&sum.to_le_bytes());
-    Ok(())
-}
-
-/// CRC-32 of IEEE 802.3, bit by bit: it runs once.
-fn crc32(bytes: &[u8]) -> u32 {
-    let step = |crc: u32| if crc & 1 == 1 { crc >> 1 ^ 0xEDB8_8320 } else { crc >> 1 };
-    !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
+    let file = IgvmFile::new(IgvmRevision::V1, vec![platform], Vec::new(), vec![page])?;
+    let mut bytes = Vec::new();
+    file.serialize(&mut bytes)?;
+    with_image(bed, &bytes, |outcome| refused(outcome, "expected platform native, found SEV-SNP"))
 }
 
 fn missing_kvm(bed: &Bed) -> Result<()> {
-    let launcher = bed.program("uvm-launch").display().to_string();
-    let (image, rootfs) = (bed.product.join("uvm.igvm"), bed.product.join("rootfs.img"));
-    // A mount namespace of its own, in which /dev/kvm is hidden behind an empty /dev.
-    let script = format!(
-        "mount -t tmpfs none /dev && exec {launcher} run {} --rootfs {} --until-ready",
-        image.display(),
-        rootfs.display()
-    );
-    refused(run("unshare", &["--mount", "sh", "-c", &script])?, "/dev/kvm")
+    const HIDDEN: &str = "/dev/kvm-hidden";
+    fs::rename("/dev/kvm", HIDDEN)?;
+    let outcome = launch(bed, &bed.product.join("uvm.igvm"), &bed.product.join("rootfs.img"), &[]);
+    fs::rename(HIDDEN, "/dev/kvm")?;
+    refused(outcome?, "cannot open /dev/kvm")
 }
 
 fn unknown_key(bed: &Bed) -> Result<()> {

@@ -14,9 +14,8 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use launch::control::{Event, Exit, STATUS_LAUNCH_REFUSED};
 use launch::plan::{LaunchPlan, Tee};
 use launch::timeline::{Reached, Timeline, table};
-use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
-use vmm_client::Vmm;
+use vmm_client::{Vmm, monotonic_us};
 
 /// How long a guest may take to become ready, where that is waited for.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -86,7 +85,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let vmm_path = arguments.vmm.clone().map_or_else(vmm_beside_this_program, Ok)?;
     let log = OpenOptions::new().append(true).create(true).open(state.0.join("log")).context("VMM log")?;
 
-    let mut timeline = Timeline::new(now_us());
+    let mut timeline = Timeline::new(monotonic_us());
     // The receiver lives as long as this function, and events of a machine that is done with do not matter.
     let vmm = Vmm::spawn(&vmm_path, &plan, Some(log), move |event| drop(sender.send(News::Vmm(event))))?;
     let end = follow(arguments, &news, &vmm, &mut timeline)?;
@@ -154,7 +153,7 @@ fn read_ready(listener: &UnixListener) -> Result<(ReadyLine, u64)> {
     let (stream, _) = listener.accept()?;
     let mut text = String::new();
     BufReader::new(stream.take(MAX_LEN as u64 + 1)).read_line(&mut text)?;
-    let at_us = now_us();
+    let at_us = monotonic_us();
     Ok((ReadyLine::parse(&text)?, at_us))
 }
 
@@ -166,12 +165,6 @@ fn vmm_beside_this_program() -> Result<PathBuf> {
 
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("path {}", path.display()))
-}
-
-fn now_us() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    let whole = u64::try_from(now.tv_sec).unwrap_or(0).saturating_mul(1_000_000);
-    whole.saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0) / 1000)
 }
 
 /// A folder for the machine's sockets and log, removed with everything in it.
