@@ -119,7 +119,7 @@ impl Runtime {
     /// # Errors
     /// With the runtime's own words if it could not create the process.
     pub async fn create(&self, task: &Task, streams: Option<ProcessEnds>) -> Result<Created> {
-        let (mut socket, helper) = self.spawn(streams)?;
+        let (mut socket, child) = self.spawn(streams)?;
         let result = match ask(&mut socket, task).await {
             Ok(Outcome::Process(raw)) => match Pid::from_raw(raw) {
                 Some(pid) => Ok(Created { pid, exit: self.reaper.watch(pid) }),
@@ -129,7 +129,7 @@ impl Runtime {
             Ok(Outcome::Failed(reason)) => Err(AgentError::Runtime(reason)),
             Err(error) => Err(error),
         };
-        finish(socket, &helper).await;
+        finish(socket, &child).await;
         result
     }
 
@@ -138,7 +138,7 @@ impl Runtime {
     /// # Errors
     /// With the runtime's own words.
     pub async fn run(&self, task: &Task) -> Result<()> {
-        let (mut socket, helper) = self.spawn(None)?;
+        let (mut socket, child) = self.spawn(None)?;
         let result = match ask(&mut socket, task).await {
             Ok(Outcome::Done) => Ok(()),
             Ok(Outcome::Process(_)) => {
@@ -147,7 +147,7 @@ impl Runtime {
             Ok(Outcome::Failed(reason)) => Err(AgentError::Runtime(reason)),
             Err(error) => Err(error),
         };
-        finish(socket, &helper).await;
+        finish(socket, &child).await;
         result
     }
 
@@ -194,8 +194,8 @@ async fn ask(socket: &mut UnixStream, task: &Task) -> Result<Outcome> {
 }
 
 /// Lets the runtime process end, and waits for that: what it created is the agent's child from then on.
-async fn finish(mut socket: UnixStream, helper: &Exit) {
+async fn finish(mut socket: UnixStream, child: &Exit) {
     let _ = socket.write_all(b"\n").await;
     drop(socket);
-    helper.wait().await;
+    child.wait().await;
 }
