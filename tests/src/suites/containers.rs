@@ -43,7 +43,8 @@ fn standard_input(bed: &Bed) -> Result<()> {
 
 fn exit_codes(bed: &Bed) -> Result<()> {
     import_busybox(bed)?;
-    for (id, script, status) in [("exit-0", "exit 0", 0), ("exit-1", "exit 1", 1), ("exit-42", "exit 42", 42)] {
+    for (id, script, status) in [("exit-0", "exit 0", 0), ("exit-1", "exit 1", 1), ("exit-42", "exit 42", 42)]
+    {
         run_once(&[], id, &["sh", "-c", script])?.expect_status(status)?;
     }
     Ok(())
