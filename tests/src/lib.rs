@@ -9,4 +9,5 @@ pub mod cri;
 pub mod ctr;
 pub mod exec_stream;
 pub mod ledger;
+pub mod oci_archive;
 pub mod suites;

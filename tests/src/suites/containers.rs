@@ -8,6 +8,7 @@ use crate::case::{Bed, Case};
 use crate::command::{eventually, run};
 use crate::ctr::{BUSYBOX, Detached, RUNTIME, ctr, import_busybox, run_once, run_once_with_input};
 use crate::ledger::Ledger;
+use crate::oci_archive;
 
 pub const CASES: &[Case] = &[
     Case { name: "container::streams_are_apart", run: streams },
@@ -81,35 +82,17 @@ fn environment(bed: &Bed) -> Result<()> {
         run_once(&flags, "environment", &["sh", "-c", "echo $COLOUR; pwd; id -u"])?.expect_status(0)?;
     ensure!(outcome.out == "blue green\n/tmp\n0\n", "{outcome:?}");
 
-    // `ctr run` of this version cannot name a user; the configuration that it takes instead can.
+    // `ctr run` of this version cannot name a user; an image can.
+    const IMAGE: &str = "docker.io/library/user:uvm";
     let folder = tempfile::tempdir()?;
-    let path = folder.path().join("config.json");
-    std::fs::write(&path, user_configuration().to_string())?;
-    let config = path.display().to_string();
-    let arguments = ["run", "--rm", "--runtime", RUNTIME, "--config", &config, "--rootfs"];
-    let rootfs = folder.path().join("rootfs");
-    std::fs::create_dir_all(rootfs.join("bin"))?;
-    std::fs::copy("/bin/busybox", rootfs.join("bin/sh"))?;
-    let rootfs = rootfs.display().to_string();
-    let outcome = ctr(&[&arguments[..], &[&rootfs, "user"]].concat())?.expect_status(0)?;
-    ensure!(outcome.out == "uid=1000 gid=1001 groups=1001,7\n", "{outcome:?}");
+    let shell = std::fs::read("/bin/busybox")?;
+    let config = serde_json::json!({ "User": "1000:1001" });
+    let archive = oci_archive::write(folder.path(), IMAGE, &[("bin/sh", &shell)], &config)?;
+    ctr(&["image", "import", &archive])?.expect_status(0)?;
+    let outcome = ctr(&["run", "--rm", "--runtime", RUNTIME, IMAGE, "user", "sh", "-c", "id -u; id -g"])?;
+    ctr(&["image", "rm", IMAGE])?.expect_status(0)?;
+    ensure!(outcome.out == "1000\n1001\n", "{outcome:?}");
     Ok(())
-}
-
-/// The least configuration in which a process runs as somebody.
-fn user_configuration() -> serde_json::Value {
-    serde_json::json!({
-        "ociVersion": "1.0.2",
-        "process": {
-            "user": { "uid": 1000, "gid": 1001, "additionalGids": [7] },
-            "args": ["sh", "-c", "id"],
-            "env": ["PATH=/bin"],
-            "cwd": "/",
-        },
-        "root": { "path": "rootfs" },
-        "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
-        "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }] },
-    })
 }
 
 fn read_only(bed: &Bed) -> Result<()> {

@@ -12,9 +12,10 @@ use igvm_defs::{
 
 use super::launches::launch;
 use crate::case::{Bed, Case};
-use crate::command::{Outcome, run};
+use crate::command::Outcome;
 use crate::ctr::{self, RUNTIME, import_busybox};
 use crate::ledger::Ledger;
+use crate::oci_archive;
 
 pub const CASES: &[Case] = &[
     Case { name: "refusal::truncated_image_at_50_places", run: truncated_image },
@@ -117,60 +118,11 @@ fn other_architecture(bed: &Bed) -> Result<()> {
 
 const ARM_IMAGE: &str = "docker.io/library/arm:uvm";
 
-/// The test image with one more file: the start of an ELF program for another machine.
+/// An image whose one file is the start of an ELF program for another machine.
 fn other_architecture_image(bed: &Bed, folder: &Path) -> Result<String> {
     let mut program = fs::read(bed.program("uvm-vmm"))?;
     // e_machine: AArch64.
     program[18..20].copy_from_slice(&183u16.to_le_bytes());
     program.truncate(8192);
-    let root = folder.join("root");
-    fs::create_dir_all(root.join("bin"))?;
-    fs::write(root.join("bin/program"), program)?;
-    let archive = folder.join("arm.tar");
-    let (root, archive) = (root.display().to_string(), archive.display().to_string());
-    run("chmod", &["755", &format!("{root}/bin/program")])?.expect_status(0)?;
-    archive_folder(&root, folder, &archive)?;
-    Ok(archive)
-}
-
-/// An OCI archive of one layer.
-fn archive_folder(root: &str, folder: &Path, archive: &str) -> Result<()> {
-    let layout = folder.join("layout");
-    let blobs = layout.join("blobs/sha256");
-    fs::create_dir_all(&blobs)?;
-    let layer = folder.join("layer.tar").display().to_string();
-    run("tar", &["-C", root, "-cf", &layer, "."])?.expect_status(0)?;
-    let blob = |path: &str| -> Result<(String, u64)> {
-        let digest = run("sha256sum", &[path])?.expect_status(0)?.out[..64].to_owned();
-        let size = fs::copy(path, blobs.join(&digest))?;
-        Ok((format!("sha256:{digest}"), size))
-    };
-    let json = |value: serde_json::Value| -> Result<(String, u64)> {
-        let path = folder.join("blob.json");
-        fs::write(&path, value.to_string())?;
-        blob(&path.display().to_string())
-    };
-    let (layer, layer_size) = blob(&layer)?;
-    let (config, config_size) = json(serde_json::json!({
-        "architecture": "amd64", "os": "linux", "config": {},
-        "rootfs": { "type": "layers", "diff_ids": [layer] },
-    }))?;
-    let (manifest, manifest_size) = json(serde_json::json!({
-        "schemaVersion": 2,
-        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": config_size },
-        "layers": [{ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": layer_size }],
-    }))?;
-    let index = serde_json::json!({
-        "schemaVersion": 2,
-        "manifests": [{
-            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": manifest, "size": manifest_size,
-            "annotations": { "io.containerd.image.name": ARM_IMAGE },
-            "platform": { "architecture": "amd64", "os": "linux" },
-        }],
-    });
-    fs::write(layout.join("index.json"), index.to_string())?;
-    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    let layout = layout.display().to_string();
-    run("tar", &["-C", &layout, "-cf", archive, "oci-layout", "index.json", "blobs"])?.expect_status(0)?;
-    Ok(())
+    oci_archive::write(folder, ARM_IMAGE, &[("bin/program", &program)], &serde_json::json!({}))
 }
