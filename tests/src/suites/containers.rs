@@ -65,8 +65,10 @@ fn signal_death(bed: &Bed) -> Result<()> {
 /// `script` gives `ctr` the terminal that it wants.
 fn terminal(bed: &Bed) -> Result<()> {
     import_busybox(bed)?;
+    // The size arrives after the start: the container waits for it, and the case's time limit bounds that.
+    let inside = "tty; until stty size | grep 33; do sleep 1; done; echo err >&2";
     let inner = format!(
-        "ctr run --rm -t --runtime {RUNTIME} {BUSYBOX} terminal sh -c 'tty; stty size; echo err >&2'"
+        "stty rows 33 columns 99; ctr run --rm -t --runtime {RUNTIME} {BUSYBOX} terminal sh -c '{inside}'"
     );
     let outcome = run("script", &["-qec", &inner, "/dev/null"])?.expect_status(0)?;
     ensure!(outcome.out.contains("/dev/pts/"), "{outcome:?}");
