@@ -11,3 +11,4 @@ pub mod exec_stream;
 pub mod ledger;
 pub mod oci_archive;
 pub mod suites;
+pub mod tiny_guest;

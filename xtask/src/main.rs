@@ -15,6 +15,7 @@ mod progress;
 mod redis_image;
 mod setup;
 mod suites;
+mod tally;
 mod test;
 
 #[derive(Parser)]

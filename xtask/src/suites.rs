@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use indicatif::ProgressBar;
 
-use crate::test::{Tally, counted};
+use crate::tally::{Tally, counted};
 use crate::{image, places, redis_image};
 
 /// Builds product, test image and suites, and runs the suites in a node of their own.

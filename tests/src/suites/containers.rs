@@ -22,6 +22,7 @@ pub const CASES: &[Case] = &[
     Case { name: "container::exec_kill_delete", run: exec_and_kill },
     Case { name: "container::pause_metrics_ps", run: pause_and_metrics },
     Case { name: "container::kernel_is_its_own", run: own_kernel },
+    Case { name: "container::processors_follow_the_limit", run: processors },
     Case { name: "container::nothing_is_left_behind", run: nothing_left },
 ];
 
@@ -171,6 +172,14 @@ fn own_kernel(bed: &Bed) -> Result<()> {
     let guest = run_once(&[], "kernel", &["uname", "-r"])?.expect_status(0)?.out;
     let node = run("uname", &["-r"])?.expect_status(0)?.out;
     ensure!(!guest.trim().is_empty() && guest != node, "guest {guest:?}, node {node:?}");
+    Ok(())
+}
+
+/// Two and a half processors' worth of time need three processors.
+fn processors(bed: &Bed) -> Result<()> {
+    import_busybox(bed)?;
+    let outcome = run_once(&["--cpus", "2.5"], "processors", &["nproc"])?.expect_status(0)?;
+    ensure!(outcome.out == "3\n", "{outcome:?}");
     Ok(())
 }
 

@@ -8,10 +8,12 @@ use serde_json::Value;
 
 use crate::case::{Bed, Case};
 use crate::command::{Outcome, run};
+use crate::tiny_guest;
 
 pub const CASES: &[Case] = &[
     Case { name: "launch::timeline_is_complete_and_in_order", run: timeline },
     Case { name: "launch::four_processors", run: four_processors },
+    Case { name: "launch::ends_are_told_apart", run: ends },
     Case { name: "launch::flipped_root_file_system_stops_the_boot", run: flipped_rootfs },
     Case { name: "launch::other_kernel_is_refused_by_the_stub", run: other_kernel },
 ];
@@ -20,6 +22,10 @@ pub const CASES: &[Case] = &[
 const STATUS_STUB_REFUSED: i32 = 10;
 /// The guest's kernel panicked.
 const STATUS_PANIC: i32 = 11;
+/// The guest reset itself.
+const STATUS_RESET: i32 = 12;
+/// A processor shut itself down.
+const STATUS_TRIPLE_FAULT: i32 = 13;
 
 /// `uvm-launch run` until the agent serves.
 pub fn launch(bed: &Bed, image: &Path, rootfs: &Path, more: &[&str]) -> Result<Outcome> {
@@ -53,6 +59,24 @@ fn timeline(bed: &Bed) -> Result<()> {
 
 fn four_processors(bed: &Bed) -> Result<()> {
     own_image(bed, &["--vcpus", "4"])?.expect_status(0)?;
+    Ok(())
+}
+
+/// Each way to end has an exit status of its own and a line that says which it was.
+fn ends(bed: &Bed) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("tiny.igvm");
+    let ends = [
+        (tiny_guest::writes(0x604, 0x34), 0, "power_off"),
+        (tiny_guest::writes(0x607, 1), STATUS_PANIC, "panic"),
+        (tiny_guest::writes(0x606, 1), STATUS_RESET, "reset"),
+        (tiny_guest::faults(), STATUS_TRIPLE_FAULT, "triple_fault"),
+    ];
+    for (code, status, word) in ends {
+        fs::write(&path, tiny_guest::image(&code)?)?;
+        let outcome = launch(bed, &path, &bed.product.join("rootfs.img"), &[])?.expect_status(status)?;
+        ensure!(outcome.out.contains(word), "expected {word}, found {outcome:?}");
+    }
     Ok(())
 }
 

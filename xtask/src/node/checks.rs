@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, ensure};
 
 use super::{Job, Node, NodeConfig, Output};
-use crate::test::Tally;
+use crate::tally::Tally;
 
 /// A named check.
 type Check = (&'static str, fn(&mut Node) -> Result<()>);
