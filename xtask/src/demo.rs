@@ -94,7 +94,7 @@ fn redis(node: &mut Node, reference: &str, product: &Path) -> Result<()> {
     println!("launch digest   {}", sidecar.launch_digest);
     println!("measured pages  {}", sidecar.measured_pages);
 
-    section("boot timeline (emulated processor)");
+    section("boot timeline");
     let timeline = format!("/run/uvm/default/{CONTAINER}/timeline.json");
     let timeline: Vec<Reached> = serde_json::from_str(&succeed(node, &["cat", &timeline])?)?;
     print!("{}", table(&timeline));

@@ -47,7 +47,12 @@ const PACKAGES: &[Package] = &[
     package("runc", "/usr/sbin/runc"),
     package("containernetworking-plugins", "/usr/lib/cni/ptp"),
     package("iproute2", "/sbin/ip"),
-    package("busybox-static", "/bin/busybox"),
+    // Other busybox packages bring the same program, but not a static one.
+    package("busybox-static", "/var/lib/dpkg/info/busybox-static.list"),
+    package("procps", "/usr/bin/pgrep"),
+    // What unit tests compare with.
+    package("cryptsetup-bin", "/sbin/veritysetup"),
+    package("erofs-utils", "/usr/bin/fsck.erofs"),
 ];
 
 /// Installs whatever of [`PACKAGES`] is missing. Silent and quick when nothing is.
@@ -66,13 +71,49 @@ pub fn ensure_all() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("these packages are missing and only root may install them: sudo apt-get install {names}");
     }
-    if lists_are_empty() {
-        apt_get("Reading package lists", &["update"])?;
-    }
+    ensure_lists()?;
+    refuse_removals(&missing)?;
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(&missing);
-    apt_get(&format!("Installing {names}"), &arguments)
+    let install = || apt_get(&format!("Installing {names}"), &arguments);
+    // Lists that are weeks old name packages that are no longer there.
+    install()
+        .or_else(|_| update_lists().and_then(|()| install()))
         .with_context(|| format!("these packages are still missing: {names}"))
+}
+
+/// Reads the package lists if there are none.
+///
+/// # Errors
+/// When they cannot be had.
+pub fn ensure_lists() -> Result<()> {
+    if lists_are_empty() { update_lists() } else { Ok(()) }
+}
+
+fn update_lists() -> Result<()> {
+    apt_get("Reading package lists", &["update"])
+}
+
+/// Installing must not take away what the user has, such as a containerd from elsewhere.
+fn refuse_removals(missing: &[&str]) -> Result<()> {
+    let simulated = Command::new("apt-get")
+        .args(["-s", "install", "--no-install-recommends"])
+        .args(missing)
+        .env("LC_ALL", "C")
+        .output()
+        .context("cannot start apt-get")?;
+    let said = String::from_utf8_lossy(&simulated.stdout);
+    let removed: Vec<_> = removals(&said).collect();
+    if !removed.is_empty() {
+        bail!("installing {} would remove {}: do it by hand", missing.join(" "), removed.join(" "));
+    }
+    Ok(())
+}
+
+/// The packages that a simulated apt-get would remove, but for the one that its static twin replaces.
+fn removals(simulation: &str) -> impl Iterator<Item = &str> {
+    let lines = simulation.lines().filter_map(|line| line.strip_prefix("Remv ")?.split(' ').next());
+    lines.filter(|name| *name != "busybox")
 }
 
 fn missing(
@@ -119,6 +160,12 @@ pub(crate) fn apt_get(title: &str, arguments: &[&str]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn removals_are_seen() {
+        let simulation = "Inst runc (1.1)\nRemv containerd.io [1.7]\nRemv busybox [1.35]\nConf runc (1.1)\n";
+        assert_eq!(removals(simulation).collect::<Vec<_>>(), ["containerd.io"]);
+    }
 
     #[test]
     fn only_packages_without_their_file_are_missing() {

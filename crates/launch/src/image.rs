@@ -10,7 +10,7 @@ use igvm_defs::{IgvmNativeVpContextX64, IgvmPageDataType, IgvmPlatformType};
 use crate::layout::PAGE_SIZE;
 
 /// Largest IGVM file that is read, in bytes.
-pub const MAX_IMAGE_BYTES: u64 = 64 << 20;
+pub const MAX_IMAGE_BYTES: u64 = 16 << 20;
 /// Largest parameter area, in bytes.
 const MAX_PARAMETER_BYTES: u64 = 64 << 10;
 
@@ -132,6 +132,9 @@ impl Image {
         }
         let file = IgvmFile::new_from_binary(file, None).map_err(ImageError::Format)?;
         let mask = native_mask(file.platforms())?;
+        if let Some(header) = file.initializations().first() {
+            return Err(ImageError::Directive(first_word(&format!("{header:?}"))));
+        }
         let mut decoder = Decoder::default();
         for directive in file.directives() {
             if directive.compatibility_mask().is_none_or(|of| of & mask != 0) {
@@ -257,6 +260,9 @@ impl Decoder {
 
 /// The name of a directive without its contents, which may be long.
 fn directive_name(directive: &IgvmDirectiveHeader) -> String {
-    let text = format!("{directive:?}");
+    first_word(&format!("{directive:?}"))
+}
+
+fn first_word(text: &str) -> String {
     text.split([' ', '(', '{']).next().unwrap_or_default().to_owned()
 }

@@ -73,8 +73,12 @@ impl Timeline {
         Self { origin_us, steps: Vec::new() }
     }
 
-    /// Notes a step at `monotonic_us`.
+    /// Notes a step at `monotonic_us`. Only the first time counts, so that a timeline never grows past its
+    /// steps, whatever a guest or its VMM says.
     pub fn reach(&mut self, step: Step, monotonic_us: u64) {
+        if self.steps.iter().any(|reached| reached.step == step) {
+            return;
+        }
         self.steps.push(Reached { step, at_us: monotonic_us.saturating_sub(self.origin_us) });
     }
 
@@ -115,6 +119,14 @@ pub fn table(steps: &[Reached]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_time_counts() {
+        let mut timeline = Timeline::new(0);
+        timeline.reach(Step::Stub, 1);
+        timeline.reach(Step::Stub, 2);
+        assert_eq!(timeline.steps(), [Reached { step: Step::Stub, at_us: 1 }]);
+    }
 
     #[test]
     fn steps_come_out_in_order_and_relative() {

@@ -210,5 +210,27 @@ fn whole(file: File) -> Result<Disk, SlotError> {
 fn console(path: &Path) -> Result<Box<dyn Write + Send>, DeviceError> {
     let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
     let file = file.map_err(|source| DeviceError::File { path: path.into(), source })?;
-    Ok(Box::new(file))
+    Ok(Box::new(Bounded { file, left: CONSOLE_BYTES }))
+}
+
+/// Most bytes of console output that are kept: the guest decides how much there is.
+const CONSOLE_BYTES: usize = 16 << 20;
+
+/// A file that takes a number of bytes and no more.
+struct Bounded {
+    file: File,
+    left: usize,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let kept = &bytes[..bytes.len().min(self.left)];
+        self.file.write_all(kept)?;
+        self.left -= kept.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }

@@ -37,6 +37,8 @@ type Console<T> = Serial<T, NoEvents, Box<dyn Write + Send>>;
 /// The ports of one machine.
 pub struct Ports<T: Trigger> {
     refusal: Option<Vec<u8>>,
+    /// The last step that the stub has reported: each is passed on once, however often the guest writes it.
+    reached: Option<Mark>,
     console: Option<Console<T>>,
 }
 
@@ -49,7 +51,7 @@ impl<T: Trigger> std::fmt::Debug for Ports<T> {
 impl<T: Trigger> Ports<T> {
     /// Ports with a console, if the machine is to have one: its interrupt line and where its output goes.
     pub fn new(console: Option<(T, Box<dyn Write + Send>)>) -> Self {
-        Self { refusal: None, console: console.map(|(line, out)| Serial::new(line, out)) }
+        Self { refusal: None, reached: None, console: console.map(|(line, out)| Serial::new(line, out)) }
     }
 
     /// Handles a write. Only bytes have a meaning on these ports.
@@ -92,6 +94,14 @@ impl<T: Trigger> Ports<T> {
         Some((self.console.as_mut()?, offset))
     }
 
+    fn reach(&mut self, mark: Mark) -> Effect {
+        if self.reached.is_some_and(|last| last >= mark) {
+            return Effect::None;
+        }
+        self.reached = Some(mark);
+        Effect::Reached(mark)
+    }
+
     fn stub(&mut self, byte: u8) -> Effect {
         const END: u8 = StubPort::End as u8;
         const STARTED: u8 = StubPort::Started as u8;
@@ -105,8 +115,8 @@ impl<T: Trigger> Ports<T> {
                 }
                 Effect::None
             }
-            (None, STARTED) => Effect::Reached(Mark::Stub),
-            (None, KERNEL_ENTRY) => Effect::Reached(Mark::KernelEntry),
+            (None, STARTED) => self.reach(Mark::Stub),
+            (None, KERNEL_ENTRY) => self.reach(Mark::KernelEntry),
             (None, REFUSED) => {
                 self.refusal = Some(Vec::new());
                 Effect::None
@@ -148,6 +158,17 @@ mod tests {
         let Effect::End(Exit::StubRefused(text)) = ports.write(PORT_STUB, &[0]) else { panic!() };
         assert!(text.starts_with("no ?[2Jxx"));
         assert_eq!(text.len(), REFUSAL_MAX);
+    }
+
+    #[test]
+    fn each_step_is_reported_once() {
+        let mut ports = ports();
+        let (started, entered) = ([StubPort::Started as u8], [StubPort::KernelEntry as u8]);
+        assert_eq!(ports.write(PORT_STUB, &started), Effect::Reached(Mark::Stub));
+        assert_eq!(ports.write(PORT_STUB, &started), Effect::None);
+        assert_eq!(ports.write(PORT_STUB, &entered), Effect::Reached(Mark::KernelEntry));
+        assert_eq!(ports.write(PORT_STUB, &started), Effect::None);
+        assert_eq!(ports.write(PORT_STUB, &entered), Effect::None);
     }
 
     #[test]

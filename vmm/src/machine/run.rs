@@ -18,7 +18,7 @@ pub const STACK_BYTES: usize = 128 * 1024;
 pub enum Notice {
     /// A step of the boot.
     Reached(Mark),
-    /// The machine has ended; virtual CPUs no longer run.
+    /// The machine has ended: a virtual CPU has stopped for good, and the process is to end.
     Ended(Exit),
 }
 

@@ -108,7 +108,7 @@ fn files_are_safe(node: &mut Node) -> Result<()> {
     let canary = Path::new("/usr/uvm-node-canary");
     ensure!(!canary.exists(), "{} is in the way", canary.display());
     succeed(node, "touch /usr/uvm-node-canary && test -e /usr/uvm-node-canary")?;
-    let attempt = "mount -t virtiofs rootfs /mnt && ! touch /mnt/usr/uvm-node-canary && umount /mnt";
+    let attempt = "mount -t virtiofs rootfs /mnt && ! LC_ALL=C touch /mnt/usr/uvm-node-canary && umount /mnt";
     let output = shell(node, attempt)?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status == 0, "expected writing below the overlay to be refused: {text}");

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{places, progress::Progress};
+use crate::{places, progress::Progress, setup};
 
 /// Depends on the newest kernel of the line that the guest kernel is built from.
 const META_PACKAGE: &str = "linux-image-6.12-cloud-amd64";
@@ -34,6 +34,7 @@ pub fn fetch() -> Result<NodeKernel> {
     }
     fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
     let mut progress = Progress::start("Fetching the node's kernel");
+    setup::ensure_lists()?;
     let package = newest_package()?;
     let work = tempfile::Builder::new().prefix(".fetch-").tempdir_in(&cache)?;
     progress.note(&package);
@@ -61,7 +62,10 @@ fn cached(cache: &Path) -> Result<Option<NodeKernel>> {
 }
 
 fn newest_package() -> Result<String> {
-    let output = Command::new("apt-cache").args(["depends", "--important", META_PACKAGE]).output()?;
+    let output = Command::new("apt-cache")
+        .args(["depends", "--important", META_PACKAGE])
+        .env("LC_ALL", "C")
+        .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let package = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
     package

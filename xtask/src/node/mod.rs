@@ -37,6 +37,8 @@ pub const DEFAULT_MEMORY_MIB: u64 = 4096;
 const DEFAULT_MAX_CPUS: usize = 8;
 /// Name of the virtio-serial port on which [`wire`] is spoken.
 const PORT_NAME: &str = "uvm.node";
+/// How often a boot is tried.
+const BOOT_TRIES: u32 = 3;
 /// Longest time from power-on to the first command.
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// Longest time from the request to power off until QEMU's end.
@@ -160,9 +162,22 @@ pub struct Node {
 impl Node {
     /// Boots a node and waits until it takes commands.
     ///
+    /// An emulated processor now and then loses a race of the node's own kernel (code patched while another
+    /// processor runs it), which panics within seconds: the boot is tried up to [`BOOT_TRIES`] times.
+    ///
     /// # Errors
     /// When it cannot be started or is not ready in time; the error names the console's log.
     pub fn boot(config: &NodeConfig) -> Result<Self> {
+        for _ in 1..BOOT_TRIES {
+            match Self::boot_once(config) {
+                Ok(node) => return Ok(node),
+                Err(error) => eprintln!("node: trying again: {error:#}"),
+            }
+        }
+        Self::boot_once(config)
+    }
+
+    fn boot_once(config: &NodeConfig) -> Result<Self> {
         ensure!(
             rustix::process::geteuid().is_root(),
             "only root can share this machine's files with the node"

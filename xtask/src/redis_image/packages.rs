@@ -23,6 +23,7 @@ pub(super) struct Package {
 
 /// Looks up the candidates of `names` in the package lists, in the order of their file names.
 pub(super) fn resolve(names: &[&str]) -> Result<Vec<Package>> {
+    crate::setup::ensure_lists()?;
     let output = Command::new("apt-get")
         .args(["--print-uris", "download"])
         .args(names)

@@ -52,15 +52,22 @@ pub fn for_vcpu(supported: &CpuId, id: u32, count: u32) -> Result<CpuId, HvError
             _ => {}
         }
     }
-    add_missing_topology_level(&mut cpuid, id, count, core_bits)?;
+    for leaf in [LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2] {
+        add_missing_topology_level(&mut cpuid, leaf, id, count, core_bits)?;
+    }
     Ok(cpuid)
 }
 
-/// KVM lists leaf 0xB once; its second level has to be there for the first to mean anything.
-fn add_missing_topology_level(cpuid: &mut CpuId, id: u32, count: u32, core_bits: u32) -> Result<(), HvError> {
-    let at = |level| {
-        move |entry: &&kvm_bindings::kvm_cpuid_entry2| entry.function == LEAF_TOPOLOGY && entry.index == level
-    };
+/// KVM lists the topology leaves once; their second level has to be there for the first to mean anything.
+fn add_missing_topology_level(
+    cpuid: &mut CpuId,
+    leaf: u32,
+    id: u32,
+    count: u32,
+    core_bits: u32,
+) -> Result<(), HvError> {
+    let at =
+        |level| move |entry: &&kvm_bindings::kvm_cpuid_entry2| entry.function == leaf && entry.index == level;
     let Some(first) = cpuid.as_slice().iter().find(at(0)).copied() else { return Ok(()) };
     if cpuid.as_slice().iter().any(|entry| at(1)(&entry)) {
         return Ok(());
@@ -90,13 +97,15 @@ mod tests {
     fn topology_names_the_processor() {
         let leaf = |function| kvm_cpuid_entry2 { function, ..Default::default() };
         let supported =
-            CpuId::from_entries(&[leaf(1), leaf(LEAF_TOPOLOGY), leaf(LEAF_AMD_TOPOLOGY)]).unwrap();
+            CpuId::from_entries(&[1, LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2, LEAF_AMD_TOPOLOGY].map(leaf)).unwrap();
         let cpuid = for_vcpu(&supported, 2, 3).unwrap();
         assert_eq!(entry(&cpuid, 1, 0).ebx, 3 << 16 | 2 << 24);
         assert_ne!(entry(&cpuid, 1, 0).ecx & FEATURE_TSC_DEADLINE, 0);
         assert_eq!(entry(&cpuid, LEAF_TOPOLOGY, 0).ecx, LEVEL_SMT << 8);
-        let cores = entry(&cpuid, LEAF_TOPOLOGY, 1);
-        assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (2, 3, 1 | LEVEL_CORE << 8, 2));
+        for leaf in [LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2] {
+            let cores = entry(&cpuid, leaf, 1);
+            assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (2, 3, 1 | LEVEL_CORE << 8, 2));
+        }
         assert_eq!(entry(&cpuid, LEAF_AMD_TOPOLOGY, 0).eax, 2);
     }
 }
