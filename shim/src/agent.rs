@@ -79,7 +79,16 @@ impl AgentError {
     /// Whether the agent itself said no, rather than the connection to it.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Call(ttrpc::Error::RpcStatus(_)))
+        // A deadline says nothing: the agent may still be at it.
+        let deadline = ttrpc::Code::DEADLINE_EXCEEDED.into();
+        matches!(self, Self::Call(ttrpc::Error::RpcStatus(status)) if status.code != deadline)
+    }
+
+    /// Whether the agent says that what the request names is not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        let not_found = ttrpc::Code::NOT_FOUND.into();
+        matches!(self, Self::Call(ttrpc::Error::RpcStatus(status)) if status.code == not_found)
     }
 }
 
@@ -135,6 +144,17 @@ impl fmt::Debug for Agent {
 
 fn within(limit: Duration) -> Context {
     context::with_duration(limit)
+}
+
+/// Runs a call to its end even when nobody waits for it any more: a request that is dropped while it is being
+/// written takes the connection, and with it the pod, along.
+async fn whole<T: Send + 'static>(
+    call: impl Future<Output = ttrpc::Result<T>> + Send + 'static,
+) -> Result<T, AgentError> {
+    let ended = tokio::spawn(call).await;
+    ended
+        .map_err(|error| AgentError::Call(ttrpc::Error::Others(error.to_string())))?
+        .map_err(AgentError::Call)
 }
 
 /// For calls that last as long as a process does.
@@ -195,7 +215,7 @@ impl Agent {
     /// When the agent refuses or does not answer.
     pub async fn remove_container(&self, container: &str) -> Result<(), AgentError> {
         let request = proto::RemoveContainerRequest { container_id: container.into(), ..Default::default() };
-        self.client.remove_container(within(QUICK_TIMEOUT), &request).await.map_err(AgentError::Call)?;
+        self.client.remove_container(within(REQUEST_TIMEOUT), &request).await.map_err(AgentError::Call)?;
         Ok(())
     }
 
@@ -268,11 +288,14 @@ impl Agent {
             len: u32::try_from(length).unwrap_or(u32::MAX),
             ..Default::default()
         };
-        let answer = match which {
-            Output::Stdout => self.client.read_stdout(unbounded(), &request).await,
-            Output::Stderr => self.client.read_stderr(unbounded(), &request).await,
-        };
-        let data = answer.map_err(AgentError::Call)?.data;
+        let client = self.client.clone();
+        let answer = whole(async move {
+            match which {
+                Output::Stdout => client.read_stdout(unbounded(), &request).await,
+                Output::Stderr => client.read_stderr(unbounded(), &request).await,
+            }
+        });
+        let data = answer.await?.data;
         if data.len() > length {
             return Err(AgentError::Oversized { asked: length, found: data.len() });
         }
@@ -291,7 +314,8 @@ impl Agent {
                 data: data.into(),
                 ..Default::default()
             };
-            let taken = self.client.write_stdin(unbounded(), &request).await.map_err(AgentError::Call)?.len;
+            let client = self.client.clone();
+            let taken = whole(async move { client.write_stdin(unbounded(), &request).await }).await?.len;
             let rest = usize::try_from(taken).ok().filter(|taken| *taken > 0).and_then(|n| data.get(n..));
             data = rest.ok_or(AgentError::Unaccepted { offered: data.len(), found: taken })?;
         }
@@ -308,7 +332,8 @@ impl Agent {
             exec_id: process.wire_exec(),
             ..Default::default()
         };
-        self.client.close_stdin(within(QUICK_TIMEOUT), &request).await.map_err(AgentError::Call)?;
+        let client = self.client.clone();
+        whole(async move { client.close_stdin(within(QUICK_TIMEOUT), &request).await }).await?;
         Ok(())
     }
 

@@ -161,6 +161,7 @@ impl Actor {
                 answer(reply, result);
             }
             Notice::Exited(process, status) => self.exited(&process, status),
+            Notice::KillOverdue(process) => self.kill_overdue(&process),
             Notice::Frozen(container, step, result, reply) => {
                 let result = self.frozen(&container, step, result);
                 answer(reply, result);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use agent_protocol::rpc::oci;
 use oci_spec::runtime::Spec;
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::Create;
 use super::boot::boot;
@@ -25,7 +25,11 @@ pub const DRAIN: Duration = Duration::from_secs(5);
 /// The same when the machine has ended: what it sent is here already.
 pub const DRAIN_AFTER_END: Duration = Duration::from_millis(500);
 /// Least time between two reports of memory that ran out: a guest must not crowd out other events.
-const OOM_PAUSE: Duration = Duration::from_secs(1);
+const OOM_PAUSE: Duration = Duration::from_millis(50);
+/// How long the end of a killed process waits for the report that memory ran out, which travels beside it.
+pub const OOM_GRACE: Duration = Duration::from_millis(100);
+/// How long a guest may take to end a process that was killed.
+pub const KILL_LIMIT: Duration = Duration::from_secs(20);
 
 /// Signal that no process can ignore.
 pub const SIGKILL: u32 = 9;
@@ -115,25 +119,20 @@ pub async fn start_exec(
     Ok(Some(stdio.relay(agent, process)))
 }
 
-/// Delivers a signal; the end of a pod of one that does not answer any more is the end of its machine.
+/// Delivers a signal. Killing a container's first process is a promise that does not depend on the guest: if
+/// its agent does not take the signal, the machine is ended.
 ///
 /// # Errors
 /// When the agent refuses, or does not answer for another signal or container.
-pub async fn signal(
-    guest: &Guest,
-    process: &ProcessId,
-    signal: u32,
-    all: bool,
-    leads: bool,
-) -> Result<(), TaskError> {
+pub async fn signal(guest: &Guest, process: &ProcessId, signal: u32, all: bool) -> Result<(), TaskError> {
     let delivered = if all {
         guest.agent.signal_all(&process.container, signal).await
     } else {
         guest.agent.signal(process, signal).await
     };
     match delivered {
-        Err(error) if leads && signal == SIGKILL && process.exec.is_empty() && !error.is_refusal() => {
-            debug!(%process, %error, "the guest does not answer: its machine is stopped");
+        Err(error) if signal == SIGKILL && process.exec.is_empty() && !error.is_not_found() => {
+            warn!(%process, %error, "the guest does not kill: its machine is stopped");
             guest.vm.stop().await;
             Ok(())
         }

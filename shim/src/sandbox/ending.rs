@@ -5,6 +5,7 @@ use tracing::{info, warn};
 
 use super::actor::{Actor, Machine, answer};
 use super::effects::{self, SIGKILL};
+use super::notice::Notice;
 use super::process::{Reply, Streams};
 use super::state::{Exit, Phase, Step};
 use crate::agent::{AgentError, ProcessId};
@@ -19,11 +20,13 @@ const SIGTERM: u32 = 15;
 const MAX_SIGNAL: u32 = 64;
 /// Exit status of a process whose end nobody saw.
 pub(super) const UNKNOWN_STATUS: u32 = 255;
+/// Exit status of a process that SIGKILL ended.
+pub(super) const KILLED_STATUS: u32 = 128 + SIGKILL;
 
 /// Whom a signal concerns.
 enum Target {
     /// A process in the guest.
-    Guest { guest: Guest, leads: bool },
+    Guest(Guest),
     /// The pod itself.
     Machine(Guest),
     /// A process that never ran, and now never will.
@@ -115,9 +118,18 @@ impl Actor {
 
     pub(super) fn kill(&mut self, id: ProcessId, signal: u32, all: bool, reply: Reply<()>) {
         match self.check_kill(&id, signal) {
-            Ok(Target::Guest { guest, leads }) => self.consult(Ok(guest), reply, async move |guest| {
-                effects::signal(&guest, &id, signal, all, leads).await
-            }),
+            Ok(Target::Guest(guest)) => {
+                if signal == SIGKILL && id.exec.is_empty() {
+                    let killed = id.clone();
+                    self.spawn(async move {
+                        tokio::time::sleep(effects::KILL_LIMIT).await;
+                        Notice::KillOverdue(killed)
+                    });
+                }
+                self.consult(Ok(guest), reply, async move |guest| {
+                    effects::signal(&guest, &id, signal, all).await
+                });
+            }
             Ok(Target::Machine(guest)) => {
                 self.asked_to_end = Some(128 + signal);
                 self.consult(Ok(guest), reply, async move |guest| {
@@ -130,6 +142,16 @@ impl Actor {
                 answer(reply, Ok(()));
             }
             Err(error) => answer(reply, Err(error)),
+        }
+    }
+
+    /// A guest that does not end what was killed loses its machine: a pod can always be ended.
+    pub(super) fn kill_overdue(&mut self, id: &ProcessId) {
+        let over = self.process(id).map_or(true, |process| process.phase().is_over());
+        if let (false, Machine::Up(guest)) = (over, &self.machine) {
+            warn!(process = %id, "killed, and still there: the machine is stopped");
+            let guest = guest.clone();
+            tokio::spawn(async move { guest.vm.stop().await });
         }
     }
 
@@ -150,7 +172,7 @@ impl Actor {
             _ if role == Role::Sandbox => Ok(Target::Machine(self.guest()?)),
             Phase::Created if ends => Ok(Target::Unstarted),
             Phase::Created => Err(TaskError::Unsupported("signals to a process that was not started")),
-            _ => Ok(Target::Guest { guest: self.guest()?, leads: role.leads() }),
+            _ => Ok(Target::Guest(self.guest()?)),
         }
     }
 }

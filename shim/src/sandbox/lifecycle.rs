@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::actor::{Actor, Container, Machine, answer};
 use super::effects::{self, Creation};
-use super::ending::UNKNOWN_STATUS;
+use super::ending::{KILLED_STATUS, UNKNOWN_STATUS};
 use super::notice::{Created, Notice};
 use super::process::{Process, Reply, Streams};
 use super::state::{Exit, Step};
@@ -190,6 +190,9 @@ impl Actor {
             let agent = guest.agent.clone();
             self.spawn(async move {
                 let status = agent.wait(&id).await;
+                if status.as_ref().is_ok_and(|status| *status == KILLED_STATUS) {
+                    tokio::time::sleep(effects::OOM_GRACE).await;
+                }
                 Notice::Exited(id, status)
             });
         }
@@ -245,6 +248,13 @@ impl Actor {
                 process.conclude(deleted.exit);
             }
             return;
+        }
+        // Additional processes died with the first one; whoever watches them learns of it before the removal.
+        let execs = self.containers.get(&id.container).into_iter().flat_map(|it| it.execs.values());
+        let running: Vec<_> =
+            execs.filter(|exec| !exec.phase().is_over()).map(|exec| exec.id().clone()).collect();
+        for exec in running {
+            self.conclude(&exec, KILLED_STATUS);
         }
         if let Some(mut container) = self.containers.remove(&id.container) {
             container.first.conclude(deleted.exit);

@@ -34,6 +34,8 @@ pub enum Notice {
     Started(ProcessId, Result<Option<Relays>, TaskError>, Reply<u32>),
     /// A process has ended, or the question how it ended could not be answered.
     Exited(ProcessId, Result<u32, AgentError>),
+    /// The time is over in which a container's first process, killed, should have ended.
+    KillOverdue(ProcessId),
     /// A container was frozen or thawed, or could not be: the step that its state takes.
     Frozen(String, Step, Result<(), AgentError>, Reply<()>),
     /// A process was removed, and its slot has become this.

@@ -201,7 +201,7 @@ impl Sandbox {
     /// inconsistent).
     pub async fn remove_container(&self, id: &str, limit: Option<Duration>) -> Result<()> {
         let container = self.container(id)?;
-        let result = container.remove(limit).await;
+        let result = container.remove(limit, &self.files).await;
         let mut state = self.state();
         match &result {
             Ok(()) => {

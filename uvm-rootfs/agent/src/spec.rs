@@ -104,6 +104,17 @@ fn without_mknod(process: &mut Process) {
     let strip = |set: &Option<Capabilities>| -> Option<Capabilities> {
         set.as_ref().map(|set| set.iter().copied().filter(|one| *one != Capability::Mknod).collect())
     };
+    // libcontainer takes the absence of the section for all capabilities; it means none.
+    if process.capabilities().is_none() {
+        let none = || Some(Capabilities::default());
+        let mut sets = LinuxCapabilities::default();
+        sets.set_bounding(none())
+            .set_effective(none())
+            .set_inheritable(none())
+            .set_permitted(none())
+            .set_ambient(none());
+        process.set_capabilities(Some(sets));
+    }
     if let Some(sets) = process.capabilities() {
         let mut stripped = LinuxCapabilities::default();
         stripped
@@ -250,19 +261,21 @@ fn check_mount(mount: &Mount) -> Result<()> {
     }
 }
 
+/// A source is what the agent itself has made: deeper ones may lead through links that a container laid, and
+/// binding follows links.
 fn check_bind(mount: &Mount) -> Result<()> {
     let source = mount.source().as_deref().unwrap_or(Path::new(""));
-    let below = |root: &str| source.starts_with(root) && source != Path::new(root);
+    let copied = source.parent() == Some(Path::new(paths::SHARED_CONTAINERS));
     let plain = source.components().all(|part| !matches!(part, std::path::Component::ParentDir));
-    if plain && (below(paths::SHARED_CONTAINERS) || below(paths::SANDBOX)) {
+    if plain && (copied || source == Path::new(paths::SANDBOX_SHM)) {
         return Ok(());
     }
     let at = mount.destination().display();
     Err(invalid(format!(
-        "bind mount of {} at {at}: expected a source below {} or {}",
+        "bind mount of {} at {at}: expected a source directly below {}, or {}",
         source.display(),
         paths::SHARED_CONTAINERS,
-        paths::SANDBOX
+        paths::SANDBOX_SHM
     )))
 }
 

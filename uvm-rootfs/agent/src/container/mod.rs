@@ -18,7 +18,7 @@ use std::time::Duration;
 use agent_protocol::id;
 use agent_protocol::rpc::agent::{CreateContainerRequest, ExecProcessRequest};
 use oci_spec::runtime::{Process as OciProcess, Spec};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, RwLock};
 use tokio::time::Instant;
 
 use crate::cgroup::Cgroup;
@@ -27,7 +27,7 @@ use crate::files;
 use crate::layers::{Layers, Plan};
 use crate::note;
 use crate::oom::OomWatch;
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::runtime::{Created, Runtime, Task};
 use crate::spec::{self, Setting};
 use crate::stdio::{ProcessEnds, Stdio};
@@ -35,6 +35,9 @@ use crate::stdio::{ProcessEnds, Stdio};
 use console::Console;
 use processes::Processes;
 
+/// How long a process that was created in vain may take to die.
+const ABANDONED: Duration = Duration::from_secs(5);
+const SIGKILL: u32 = 9;
 /// Where `libcontainer` keeps its state.
 const RUNTIME_STATE: &str = "/run/uvm/runtime";
 /// Where the adapted configurations are.
@@ -113,7 +116,11 @@ impl Container {
                 Ok(container)
             }
             Err(error) => {
-                let left_behind = clear(&id, &Cgroup::of(&id), &mut layers).err();
+                let group = Cgroup::of(&id);
+                // The process may exist already, waiting to be let run; if it does not end, `clear` says so.
+                let _ = group.kill();
+                let _ = group.wait_empty(Instant::now() + ABANDONED).await;
+                let left_behind = clear(&id, &group, &mut layers).err();
                 Err(CreateFailure { error, left_behind })
             }
         }
@@ -236,7 +243,7 @@ impl Container {
     ///
     /// # Errors
     /// If processes do not end within `limit`, or something cannot be undone.
-    pub async fn remove(&self, limit: Option<Duration>) -> Result<()> {
+    pub async fn remove(&self, limit: Option<Duration>, files: &RwLock<()>) -> Result<()> {
         let mut life = self.life.lock().await;
         self.group.kill()?;
         let deadline = Instant::now() + limit.unwrap_or(FOREVER);
@@ -250,6 +257,8 @@ impl Container {
         }
         self.services.oom.look(&self.id);
         self.services.oom.remove(&self.id);
+        // A container that is just being created holds copies of every mount until it has pivoted its root.
+        let _files = files.write().await;
         clear(&self.id, &self.group, &mut life.layers)
     }
 
@@ -336,16 +345,27 @@ async fn spawn(
     if process.terminal() == Some(true) {
         let console = Console::listen()?;
         let created = runtime.create(&task(Some(console.path().to_owned())), None).await?;
-        let stdio = Stdio::terminal(console.receive().await?)?;
-        if let Some(size) = process.console_size() {
-            let fit = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
-            stdio.resize(fit(size.height()), fit(size.width()))?;
-        }
+        let stdio = terminal(console, process).await.inspect_err(|_| {
+            // A process that nobody can name must not go on.
+            if created.exit.now().is_none() {
+                let _ = process::send(created.pid, SIGKILL);
+            }
+        })?;
         return Ok(Process::new(created, stdio));
     }
     let (stdio, ends): (Stdio, ProcessEnds) = Stdio::pipes(process.user().uid(), process.user().gid())?;
     let created: Created = runtime.create(&task(None), Some(ends)).await?;
     Ok(Process::new(created, stdio))
+}
+
+/// The terminal that a created process hands over, in the size that its configuration names.
+async fn terminal(console: Console, process: &OciProcess) -> Result<Stdio> {
+    let stdio = Stdio::terminal(console.receive().await?)?;
+    if let Some(size) = process.console_size() {
+        let fit = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
+        stdio.resize(fit(size.height()), fit(size.width()))?;
+    }
+    Ok(stdio)
 }
 
 /// Removes what a container without processes leaves: group, state, configuration, mounts.
