@@ -135,8 +135,12 @@ impl Guest {
             if files.sent.contains(&path) {
                 continue;
             }
-            let mut budget = files.budget;
-            for request in shared::read(&path, &mut budget)? {
+            let (mut budget, source) = (files.budget, path.clone());
+            // A file system that does not answer must not hold up the rest of the pod.
+            let read =
+                spawn_blocking(move || shared::read(&source, &mut budget).map(|requests| (requests, budget)));
+            let (requests, budget) = read.await.map_err(|_| VmError::Broken)??;
+            for request in requests {
                 self.agent.copy_file(&request).await?;
             }
             files.budget = budget;

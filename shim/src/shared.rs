@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use agent_protocol::rpc::agent::CopyFileRequest;
+use rustix::fs::{Mode, OFlags};
 
 use crate::spec::SharedPath;
 
@@ -146,8 +147,15 @@ fn request(host: &Path, guest: &Path, budget: &mut Budget) -> Result<CopyFileReq
 
 fn read_file(path: &Path) -> Result<Vec<u8>, SharedError> {
     let failed = |source| SharedError::Read { path: path.into(), source };
-    let file = File::open(path).map_err(failed)?;
-    let found = file.metadata().map_err(failed)?.len();
+    // What was looked at may have been exchanged since: no link is followed, and nothing blocks.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file =
+        File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?);
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(SharedError::Kind { path: path.into(), mode: metadata.mode() });
+    }
+    let found = metadata.len();
     let mut data = Vec::new();
     // The size may be a lie (a file that grows, a file in /proc): what counts is what is read.
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut data).map_err(failed)?;

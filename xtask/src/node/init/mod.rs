@@ -4,6 +4,7 @@
 //! power off or the port closes, for then the process that started the node is gone. An error before that is sent
 //! over the port and printed on the console, and the node powers off.
 
+mod idle_vm;
 mod jobs;
 mod mounts;
 mod reaper;
@@ -61,6 +62,7 @@ fn serve(port: &mut File, replies: &Arc<File>) -> Result<()> {
     let Request::Setup(setup) = first_request(port)? else { bail!("expected the set-up first") };
     mounts::root(&setup)?;
     let reaper = Reaper::start();
+    let _idle = idle_vm::IdleVm::create().context("cannot make a virtual machine with /dev/kvm")?;
     services::start(&setup, &reaper)?;
     wire::send(&**replies, &Reply::Ready)?;
     let mut jobs = Jobs::new(Arc::clone(replies), reaper);
