@@ -15,10 +15,10 @@ use crate::{kernel, places, setup};
 
 /// The target that programs without a shared C library are built for; naming it keeps their flags away from
 /// build scripts.
-const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+pub const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// The stub runs without an operating system: no red zone under interrupts, one fixed address.
-const STUB_FLAGS: &str = "-C no-redzone=yes -C relocation-model=static";
+pub const STUB_FLAGS: &str = "-C no-redzone=yes -C relocation-model=static";
 /// The agent is alone in its file system.
 const AGENT_FLAGS: &str = "-C target-feature=+crt-static";
 

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::tally::{Tally, counted};
-use crate::{places, setup};
+use crate::{image, places, setup};
 
 /// A named piece of the test run.
 struct Step {
@@ -26,6 +26,7 @@ const STEPS: &[Step] = &[
         name: "lints",
         run: || check("cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     },
+    Step { name: "stub-lints", run: stub_lints },
     Step { name: "unit-tests", run: unit_tests },
     Step { name: "node", run: crate::node::checks::run },
     Step { name: "suites", run: crate::suites::run },
@@ -75,6 +76,17 @@ fn selected(names: &[String]) -> Result<Vec<&'static Step>> {
 fn check(program: &str, arguments: &[&str]) -> Result<Tally> {
     let status = Command::new(program).args(arguments).current_dir(places::repository()).status()?;
     Ok(Tally::of_check(status.success()))
+}
+
+/// The boot stub's program links without an operating system, so the workspace's lints pass it by.
+fn stub_lints() -> Result<Tally> {
+    let mut clippy = Command::new("cargo");
+    clippy.current_dir(places::repository()).env("RUSTFLAGS", image::STUB_FLAGS);
+    clippy.args(["clippy", "--quiet", "--package=boot-stub", "--bin=boot-stub", "--features=program"]);
+    clippy
+        .args(["--profile=stub", "--target", image::TRIPLE, "--target-dir"])
+        .arg(places::target().join("stub"));
+    Ok(Tally::of_check(clippy.args(["--", "-D", "warnings"]).status()?.success()))
 }
 
 /// Unit tests of the whole workspace: by nextest where it is installed, else by cargo.

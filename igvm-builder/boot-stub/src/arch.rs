@@ -1,4 +1,5 @@
 //! Entry, exit, I/O ports and physical memory of x86-64.
+#![allow(clippy::cast_possible_truncation, reason = "addresses of this machine are as wide as pointers")]
 
 use core::arch::{asm, global_asm};
 use core::fmt;
