@@ -3,8 +3,9 @@
 //! It is made by decoding the finished file, with the decoder that the VMM uses: it describes what is there,
 //! not what was meant.
 
-use launch::digest::{self, page_digest};
-use launch::image::{Image, PageKind};
+use launch::digest::page_digest;
+use launch::image::{Image, PageKind, Platform};
+use launch::snp::{self, Backend};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -31,7 +32,7 @@ pub struct Sidecar {
     pub command_line: String,
     /// The kernel, which the stub verifies.
     pub kernel: KernelInfo,
-    /// SHA-384 chain over the private pages, in load order ([`launch::digest`]).
+    /// SHA-384 chain over the private pages, in load order ([`launch::snp`]).
     pub launch_digest: String,
     /// Number of pages whose content is measured.
     pub measured_pages: usize,
@@ -57,7 +58,7 @@ pub struct PageInfo {
     pub gpa: String,
     /// What the page is for.
     pub role: &'static str,
-    /// `measured`, `unmeasured` or `parameters`.
+    /// `measured`, `unmeasured`, `secrets` or `CPUID`.
     pub kind: String,
     /// SHA-384 of its content, where that is measured.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,7 +67,7 @@ pub struct PageInfo {
 
 impl Sidecar {
     pub(crate) fn describe(file: &[u8], kernel: &Kernel<'_>, recipe: &Recipe) -> Result<Self, BuildError> {
-        let image = Image::decode(file)?;
+        let image = Image::decode(file, Platform::Native)?;
         let count = |kind| image.pages.iter().filter(|page| page.kind == kind).count();
         Ok(Self {
             version: 1,
@@ -77,7 +78,10 @@ impl Sidecar {
             max_vcpus: recipe.max_vcpus,
             command_line: recipe.full_command_line(),
             kernel: KernelInfo { sha256: hex::encode(kernel.sha256), bytes: kernel.file.len() },
-            launch_digest: digest::of_image(&image).to_string(),
+            launch_digest: snp::digests(&image, Backend::Kvm, 1, 0)
+                .first()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             measured_pages: count(PageKind::Measured),
             shared_pages: count(PageKind::Shared),
             pages: private_pages(&image),
@@ -86,21 +90,14 @@ impl Sidecar {
 }
 
 fn private_pages(image: &Image) -> Vec<PageInfo> {
-    let loaded = image.pages.iter().filter(|page| page.kind != PageKind::Shared).map(|page| PageInfo {
+    let private = image.pages.iter().filter(|page| page.kind != PageKind::Shared);
+    let info = private.map(|page| PageInfo {
         gpa: format!("{:#x}", page.gpa),
         role: role(page.gpa),
         kind: page.kind.to_string(),
         sha384: (page.kind == PageKind::Measured).then(|| page_digest(&page.data).to_string()),
     });
-    let parameters = image.parameters.iter().flat_map(|area| {
-        (area.gpa..area.gpa + area.bytes).step_by(4096).map(|gpa| PageInfo {
-            gpa: format!("{gpa:#x}"),
-            role: role(gpa),
-            kind: "parameters".into(),
-            sha384: None,
-        })
-    });
-    loaded.chain(parameters).collect()
+    info.collect()
 }
 
 fn role(gpa: u64) -> &'static str {

@@ -125,6 +125,10 @@ fn config(kernel: &Kernel<'_>, recipe: &Recipe, dsdt_bytes: usize) -> Result<Con
         stub_port: PORT_STUB,
         command_line_bytes: u16::try_from(text.len()).map_err(|_| too_long())?,
         kernel_setup_bytes: kernel.setup_bytes,
+        tee: boot_abi::Tee::None as u32,
+        reserved: 0,
+        guest_policy: 0,
+        loaded: [boot_abi::LoadedRange::default(); boot_abi::LOADED_RANGES],
         command_line,
     })
 }

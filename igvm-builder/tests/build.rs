@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use igvm_builder::{BuildError, Recipe, build};
-use launch::image::{Image, PageKind};
+use launch::image::{Image, PageKind, Platform};
 
 /// Measured pages that an image may have, whatever its kernel.
 const MOST_MEASURED_PAGES: usize = 32;
@@ -51,7 +51,7 @@ fn the_same_inputs_give_the_same_bytes() {
 #[test]
 fn few_pages_are_measured_and_the_kernel_is_shared() {
     let built = build(&kernel(), &stub(&[0xF4; 5000]), &recipe()).unwrap();
-    let image = Image::decode(&built.file).unwrap();
+    let image = Image::decode(&built.file, Platform::Native).unwrap();
     let count = |kind| image.pages.iter().filter(|page| page.kind == kind).count();
     // Two pages of stub, two of page tables, configuration, DSDT.
     assert_eq!((count(PageKind::Measured), count(PageKind::Shared)), (6, 10));
@@ -108,6 +108,6 @@ fn unusable_inputs_are_named() {
 fn damaged_files_do_not_decode() {
     let whole = build(&kernel(), &stub(&[0xF4; 5000]), &recipe()).unwrap().file;
     for length in (0..whole.len()).step_by(97) {
-        assert!(Image::decode(&whole[..length]).is_err(), "{length}");
+        assert!(Image::decode(&whole[..length], Platform::Native).is_err(), "{length}");
     }
 }

@@ -23,6 +23,20 @@ pub const CONFIG_GPA: u64 = 0x14_2000;
 pub const DSDT_GPA: u64 = 0x14_3000;
 /// The page that the loader fills: the number of virtual CPUs, then the memory map.
 pub const PARAMS_GPA: u64 = 0x14_4000;
+/// SEV-SNP: the CPUID page, filled by the loader and checked by the secure processor.
+pub const CPUID_GPA: u64 = 0x14_5000;
+/// SEV-SNP: the secrets page, filled by the secure processor.
+pub const SECRETS_GPA: u64 = 0x14_6000;
+/// SEV-SNP: where a loader that imports save areas puts the first virtual CPU's. Never touched by software.
+pub const VMSA_GPA: u64 = 0x14_7000;
+/// SEV-SNP: where the stub tells Linux of the two pages above (`cc_blob_sev_info` and its `setup_data`).
+pub const CC_BLOB_GPA: u64 = 0x14_8000;
+/// TDX: the mailbox through which Linux wakes the other virtual CPUs (ACPI specification 6.5, 5.2.12.19).
+pub const MAILBOX_GPA: u64 = 0x14_9000;
+/// SEV-SNP: the page that the stub shares with the hypervisor for the few requests that it makes (GHCB).
+pub const GHCB_GPA: u64 = 0x14_A000;
+/// TDX: the page that ends below 4 GiB, where virtual CPUs start.
+pub const RESET_PAGE_GPA: u64 = 0xFFFF_F000;
 /// End of everything that belongs to the stub; the kernel is told to keep off.
 pub const STUB_END: u64 = 0x15_0000;
 
@@ -81,18 +95,69 @@ pub struct Config {
     pub command_line_bytes: u16,
     /// Bytes of real-mode set-up code at the start of the kernel file.
     pub kernel_setup_bytes: u32,
+    /// How the guest is isolated: a [`Tee`]'s number.
+    pub tee: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// SEV-SNP: the policy that the guest must be launched with; otherwise 0.
+    pub guest_policy: u64,
+    /// What the launch puts into private memory; all other RAM is for the stub to accept. Unused: zeros.
+    pub loaded: [LoadedRange; LOADED_RANGES],
     /// The kernel's command line, padded with zeros.
     pub command_line: [u8; COMMAND_LINE_MAX],
 }
 
 impl Config {
     /// First bytes of the configuration; the digit is the layout's version.
-    pub const MAGIC: [u8; 8] = *b"UVMSTUB1";
+    pub const MAGIC: [u8; 8] = *b"UVMSTUB2";
+}
+
+/// Most ranges in [`Config::loaded`].
+pub const LOADED_RANGES: usize = 4;
+
+/// A run of pages that is in private memory from the launch on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LoadedRange {
+    /// Guest-physical address of the first byte, page-aligned.
+    pub base: u64,
+    /// Past the last byte, page-aligned.
+    pub end: u64,
+}
+
+/// How a guest is isolated, as [`Config::tee`] has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Tee {
+    /// Not at all.
+    None = 0,
+    /// SEV-SNP in software: like [`Tee::None`] for the stub.
+    Sim = 1,
+    /// AMD SEV-SNP.
+    Snp = 2,
+    /// Intel TDX.
+    Tdx = 3,
+}
+
+impl Tee {
+    /// The isolation of this number.
+    #[must_use]
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::None),
+            1 => Some(Self::Sim),
+            2 => Some(Self::Snp),
+            3 => Some(Self::Tdx),
+            _ => None,
+        }
+    }
 }
 
 const _: () = assert!(offset_of!(Config, kernel_bytes) == 40);
-const _: () = assert!(offset_of!(Config, command_line) == 80);
-const _: () = assert!(size_of::<Config>() == 80 + COMMAND_LINE_MAX);
+const _: () = assert!(offset_of!(Config, tee) == 80);
+const _: () = assert!(offset_of!(Config, loaded) == 96);
+const _: () = assert!(offset_of!(Config, command_line) == 160);
+const _: () = assert!(size_of::<Config>() == 160 + COMMAND_LINE_MAX);
 
 /// One entry of the memory map, in the form of IGVM's `IGVM_VHS_MEMORY_MAP_ENTRY`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

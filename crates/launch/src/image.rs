@@ -1,11 +1,14 @@
 //! A launchable image: pages in load order, parameters and the first processor's state.
 //!
 //! Decoded from an IGVM file (`igvm_defs`: "Independent Guest Virtual Machine file format") for one platform.
+//! All pages are in one list, in the order of the file: on SEV-SNP and TDX that order is part of what is
+//! measured.
 //! Whoever holds an [`Image`] holds something that this project's loader understands completely: a directive
 //! that it does not know is an error, never skipped.
 
-use igvm::{IgvmDirectiveHeader, IgvmFile, IgvmPlatformHeader};
-use igvm_defs::{IgvmNativeVpContextX64, IgvmPageDataType, IgvmPlatformType};
+use igvm::snp_defs::SevVmsa;
+use igvm::{IgvmDirectiveHeader, IgvmFile, IgvmInitializationHeader, IgvmPlatformHeader};
+use igvm_defs::{IgvmNativeVpContextX64, IgvmPageDataFlags, IgvmPageDataType, IgvmPlatformType};
 
 use crate::layout::PAGE_SIZE;
 
@@ -14,13 +17,49 @@ pub const MAX_IMAGE_BYTES: u64 = 16 << 20;
 /// Largest parameter area, in bytes.
 const MAX_PARAMETER_BYTES: u64 = 64 << 10;
 
+/// What an image starts on. One file may carry several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Platform {
+    /// An ordinary virtual machine.
+    Native,
+    /// AMD SEV-SNP, or its simulation.
+    Snp,
+    /// Intel TDX.
+    Tdx,
+}
+
+impl Platform {
+    /// Its name in messages.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Snp => "SEV-SNP",
+            Self::Tdx => "TDX",
+        }
+    }
+
+    const fn igvm(self) -> IgvmPlatformType {
+        match self {
+            Self::Native => IgvmPlatformType::NATIVE,
+            Self::Snp => IgvmPlatformType::SEV_SNP,
+            Self::Tdx => IgvmPlatformType::TDX,
+        }
+    }
+}
+
 /// How a page reaches the guest, and whether its content is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageKind {
     /// Private, its content measured.
     Measured,
-    /// Private, only its place measured.
+    /// Private, only its place measured. Parameter areas are such pages.
     Unmeasured,
+    /// Private, filled by the secure processor with the guest's keys to it; only its place is measured.
+    Secrets,
+    /// Private, filled with the processor features that the secure processor has checked; only its place is
+    /// measured.
+    Cpuid,
     /// Shared with the host, not measured at all.
     Shared,
 }
@@ -30,6 +69,8 @@ impl std::fmt::Display for PageKind {
         f.write_str(match self {
             Self::Measured => "measured",
             Self::Unmeasured => "unmeasured",
+            Self::Secrets => "secrets",
+            Self::Cpuid => "CPUID",
             Self::Shared => "shared",
         })
     }
@@ -66,15 +107,37 @@ pub struct ParameterArea {
     pub parameters: Vec<(u32, Parameter)>,
 }
 
-/// An image for an unprotected machine.
+/// The first virtual CPU's state; the others wait for it to start them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// Registers of an ordinary machine.
+    Native(Box<IgvmNativeVpContextX64>),
+    /// A save area, and the page that it is imported to where the loader imports it.
+    Snp {
+        /// Guest-physical address of the save area's page.
+        gpa: u64,
+        /// The save area.
+        vmsa: Box<SevVmsa>,
+    },
+    /// The architectural reset state: the image's page at the reset vector has the first instruction.
+    Reset,
+}
+
+/// An image for one platform.
 #[derive(Debug)]
 pub struct Image {
-    /// Pages, in the order in which they are loaded.
+    /// What it starts on.
+    pub platform: Platform,
+    /// Pages, in the order of the file; those of parameter areas are among them.
     pub pages: Vec<Page>,
-    /// Parameter areas.
+    /// Parameter areas: what the loader writes into which unmeasured pages.
     pub parameters: Vec<ParameterArea>,
-    /// State of the first virtual CPU; the others wait for it to start them.
-    pub context: IgvmNativeVpContextX64,
+    /// State of the first virtual CPU.
+    pub start: Start,
+    /// SEV-SNP guest policy (SEV-SNP firmware ABI specification, section 4.3).
+    pub guest_policy: Option<u64>,
+    /// SEV-SNP ID block, as the directive has it.
+    pub id_block: Option<Box<IgvmDirectiveHeader>>,
 }
 
 /// Why a file is no image that can be launched.
@@ -118,46 +181,55 @@ pub enum ImageError {
     /// No processor state, or more than one.
     #[error("IGVM file: expected one processor context, found {0}")]
     Contexts(usize),
+    /// A header that may be there once for a platform is not there, or is there twice.
+    #[error("IGVM file: {what}: expected one, found {found}")]
+    Once {
+        /// Which.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+    },
 }
 
 impl Image {
-    /// Decodes the native platform's part of an IGVM file.
+    /// Decodes one platform's part of an IGVM file.
     ///
     /// # Errors
-    /// When the bytes are not an IGVM file, carry no native platform, or ask for something unknown.
-    pub fn decode(file: &[u8]) -> Result<Self, ImageError> {
+    /// When the bytes are not an IGVM file, do not carry the platform, or ask for something unknown.
+    pub fn decode(file: &[u8], platform: Platform) -> Result<Self, ImageError> {
         let length = u64::try_from(file.len()).unwrap_or(u64::MAX);
         if length > MAX_IMAGE_BYTES {
             return Err(ImageError::TooLong(length));
         }
         let file = IgvmFile::new_from_binary(file, None).map_err(ImageError::Format)?;
-        let mask = native_mask(file.platforms())?;
-        if let Some(header) = file.initializations().first() {
-            return Err(ImageError::Directive(first_word(&format!("{header:?}"))));
-        }
+        let mask = mask_of(file.platforms(), platform)?;
         let mut decoder = Decoder::default();
+        for header in file.initializations() {
+            decoder.initialize(header, mask)?;
+        }
         for directive in file.directives() {
             if directive.compatibility_mask().is_none_or(|of| of & mask != 0) {
                 decoder.take(directive)?;
             }
         }
-        decoder.finish()
+        decoder.finish(platform)
     }
 }
 
-fn native_mask(platforms: &[IgvmPlatformHeader]) -> Result<u32, ImageError> {
+fn mask_of(platforms: &[IgvmPlatformHeader], wanted: Platform) -> Result<u32, ImageError> {
     let mut found = Vec::new();
     for IgvmPlatformHeader::SupportedPlatform(platform) in platforms {
-        if platform.platform_type == IgvmPlatformType::NATIVE {
+        if platform.platform_type == wanted.igvm() {
             return Ok(platform.compatibility_mask);
         }
         found.push(platform_name(platform.platform_type));
     }
-    Err(ImageError::Platform { expected: "native", found: found.join(", ") })
+    Err(ImageError::Platform { expected: wanted.name(), found: found.join(", ") })
 }
 
 fn platform_name(platform: IgvmPlatformType) -> String {
     match platform {
+        IgvmPlatformType::NATIVE => "native".into(),
         IgvmPlatformType::VSM_ISOLATION => "VSM".into(),
         IgvmPlatformType::SEV_SNP => "SEV-SNP".into(),
         IgvmPlatformType::TDX => "TDX".into(),
@@ -171,29 +243,28 @@ struct Decoder {
     /// Declared areas, by index; the address comes when they are inserted.
     areas: Vec<(u32, ParameterArea)>,
     inserted: Vec<ParameterArea>,
-    contexts: Vec<IgvmNativeVpContextX64>,
+    starts: Vec<Start>,
+    policies: Vec<u64>,
+    id_blocks: Vec<IgvmDirectiveHeader>,
 }
 
 impl Decoder {
+    fn initialize(&mut self, header: &IgvmInitializationHeader, mask: u32) -> Result<(), ImageError> {
+        match header {
+            IgvmInitializationHeader::GuestPolicy { policy, compatibility_mask } => {
+                if compatibility_mask & mask != 0 {
+                    self.policies.push(*policy);
+                }
+                Ok(())
+            }
+            other => Err(ImageError::Directive(first_word(&format!("{other:?}")))),
+        }
+    }
+
     fn take(&mut self, directive: &IgvmDirectiveHeader) -> Result<(), ImageError> {
         match directive {
             IgvmDirectiveHeader::PageData { gpa, flags, data_type, data, .. } => {
-                let page_error = |expected, found| ImageError::Page { gpa: *gpa, expected, found };
-                if *data_type != IgvmPageDataType::NORMAL {
-                    return Err(page_error("normal data", format!("{data_type:?}")));
-                }
-                if flags.is_2mb_page() {
-                    return Err(page_error("4 KiB", "2 MiB".into()));
-                }
-                let kind = match (flags.shared(), flags.unmeasured()) {
-                    (true, _) => PageKind::Shared,
-                    (false, true) => PageKind::Unmeasured,
-                    (false, false) => PageKind::Measured,
-                };
-                if !data.is_empty() && u64::try_from(data.len()) != Ok(PAGE_SIZE) {
-                    return Err(page_error("0 or 4096 bytes", data.len().to_string()));
-                }
-                self.pages.push(Page { gpa: *gpa, kind, data: data.clone() });
+                self.pages.push(page(*gpa, *flags, *data_type, data)?);
             }
             IgvmDirectiveHeader::ParameterArea { number_of_bytes, parameter_area_index, initial_data } => {
                 self.declare(*parameter_area_index, *number_of_bytes, initial_data)?;
@@ -208,8 +279,12 @@ impl Decoder {
                 self.insert(insert.parameter_area_index, insert.gpa)?;
             }
             IgvmDirectiveHeader::X64NativeVpContext { vp_index: 0, context, .. } => {
-                self.contexts.push(**context);
+                self.starts.push(Start::Native(context.clone()));
             }
+            IgvmDirectiveHeader::SnpVpContext { gpa, vp_index: 0, vmsa, .. } => {
+                self.starts.push(Start::Snp { gpa: *gpa, vmsa: vmsa.clone() });
+            }
+            IgvmDirectiveHeader::SnpIdBlock { .. } => self.id_blocks.push(directive.clone()),
             other => return Err(ImageError::Directive(directive_name(other))),
         }
         Ok(())
@@ -245,17 +320,65 @@ impl Decoder {
         let at = self.areas.iter().position(|(of, _)| *of == index);
         let at = at.ok_or(ImageError::ParameterArea { index, problem: "inserted before it was declared" })?;
         let (_, area) = self.areas.swap_remove(at);
+        for offset in (0..area.bytes).step_by(4096) {
+            let gpa = gpa.checked_add(offset);
+            let gpa = gpa.ok_or(ImageError::ParameterArea { index, problem: "its address wraps" })?;
+            self.pages.push(Page { gpa, kind: PageKind::Unmeasured, data: Vec::new() });
+        }
         self.inserted.push(ParameterArea { gpa, ..area });
         Ok(())
     }
 
-    fn finish(self) -> Result<Image, ImageError> {
+    fn finish(mut self, platform: Platform) -> Result<Image, ImageError> {
         if let Some((index, _)) = self.areas.first() {
             return Err(ImageError::ParameterArea { index: *index, problem: "declared but never inserted" });
         }
-        let [context] = self.contexts[..] else { return Err(ImageError::Contexts(self.contexts.len())) };
-        Ok(Image { pages: self.pages, parameters: self.inserted, context })
+        if platform == Platform::Tdx {
+            self.starts.push(Start::Reset);
+        }
+        let contexts = self.starts.len();
+        let start = self.starts.pop().filter(|_| contexts == 1).ok_or(ImageError::Contexts(contexts))?;
+        let found = self.policies.len();
+        if found != usize::from(platform == Platform::Snp) {
+            return Err(ImageError::Once { what: "SEV-SNP guest policy", found });
+        }
+        let found = self.id_blocks.len();
+        if found > 1 {
+            return Err(ImageError::Once { what: "SEV-SNP ID block", found });
+        }
+        Ok(Image {
+            platform,
+            pages: self.pages,
+            parameters: self.inserted,
+            start,
+            guest_policy: self.policies.pop(),
+            id_block: self.id_blocks.pop().map(Box::new),
+        })
     }
+}
+
+fn page(
+    gpa: u64,
+    flags: IgvmPageDataFlags,
+    data_type: IgvmPageDataType,
+    data: &[u8],
+) -> Result<Page, ImageError> {
+    let page_error = |expected, found| ImageError::Page { gpa, expected, found };
+    if flags.is_2mb_page() {
+        return Err(page_error("4 KiB", "2 MiB".into()));
+    }
+    let kind = match (data_type, flags.shared(), flags.unmeasured()) {
+        (IgvmPageDataType::NORMAL, true, _) => PageKind::Shared,
+        (IgvmPageDataType::NORMAL, false, true) => PageKind::Unmeasured,
+        (IgvmPageDataType::NORMAL, false, false) => PageKind::Measured,
+        (IgvmPageDataType::SECRETS, false, _) => PageKind::Secrets,
+        (IgvmPageDataType::CPUID_DATA, false, _) => PageKind::Cpuid,
+        (other, _, _) => return Err(page_error("normal, secrets or CPUID data", format!("{other:?}"))),
+    };
+    if !data.is_empty() && u64::try_from(data.len()) != Ok(PAGE_SIZE) {
+        return Err(page_error("0 or 4096 bytes", data.len().to_string()));
+    }
+    Ok(Page { gpa, kind, data: data.to_vec() })
 }
 
 /// The name of a directive without its contents, which may be long.

@@ -9,4 +9,6 @@ pub mod digest;
 pub mod image;
 pub mod layout;
 pub mod plan;
+pub mod snp;
+pub mod tdx;
 pub mod timeline;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::image::Platform;
 use crate::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 
 /// Longest plan, in bytes of JSON, that is read.
@@ -23,13 +24,90 @@ const PORT_SUFFIX_MAX: usize = 11;
 pub enum Tee {
     /// An ordinary virtual machine: no protection from the host, no measurement by a processor.
     None,
+    /// SEV-SNP in software: the launch is measured and its report is genuine in form, but the memory is in
+    /// the clear and the report's root of trust is made on the spot.
+    Sim,
+    /// AMD SEV-SNP.
+    Snp,
+    /// Intel TDX.
+    Tdx,
+}
+
+impl Tee {
+    /// The part of an image that starts under this isolation.
+    #[must_use]
+    pub const fn platform(self) -> Platform {
+        match self {
+            Self::None => Platform::Native,
+            Self::Sim | Self::Snp => Platform::Snp,
+            Self::Tdx => Platform::Tdx,
+        }
+    }
 }
 
 impl std::fmt::Display for Tee {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::None => f.write_str("none"),
+            Self::Sim => f.write_str("sim"),
+            Self::Snp => f.write_str("snp"),
+            Self::Tdx => f.write_str("tdx"),
         }
+    }
+}
+
+/// Whose virtual machines are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hypervisor {
+    /// KVM where there is `/dev/kvm`, else the Microsoft Hypervisor.
+    #[default]
+    Auto,
+    /// Linux's KVM.
+    Kvm,
+    /// The Microsoft Hypervisor, through `/dev/mshv`.
+    Mshv,
+}
+
+/// What the owner of a guest binds to its launch: SEV-SNP's `HOST_DATA`. TDX's `MRCONFIGID` holds the same 32
+/// bytes, followed by 16 of zeros. In JSON: 64 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct HostData(pub [u8; 32]);
+
+/// Why a text is no host data.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("host data: expected 64 hexadecimal digits, found {0:?}")]
+pub struct HostDataError(String);
+
+impl std::str::FromStr for HostData {
+    type Err = HostDataError;
+
+    fn from_str(text: &str) -> Result<Self, HostDataError> {
+        let mut bytes = [0; 32];
+        let decoded = hex::decode_to_slice(text, &mut bytes);
+        decoded.map_err(|_| HostDataError(text.chars().take(80).collect()))?;
+        Ok(Self(bytes))
+    }
+}
+
+impl TryFrom<String> for HostData {
+    type Error = HostDataError;
+
+    fn try_from(text: String) -> Result<Self, HostDataError> {
+        text.parse()
+    }
+}
+
+impl From<HostData> for String {
+    fn from(data: HostData) -> Self {
+        data.to_string()
+    }
+}
+
+impl std::fmt::Display for HostData {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -47,6 +125,10 @@ pub struct LaunchPlan {
     pub memory_mib: u64,
     /// Isolation to launch with.
     pub tee: Tee,
+    /// What is bound to the launch, where there is isolation.
+    pub host_data: HostData,
+    /// Whose virtual machines to use.
+    pub hypervisor: Hypervisor,
     /// Unix socket that the VMM listens on for hybrid vsock; `<path>_<port>` take the guest's connections.
     pub vsock: PathBuf,
     /// Where the serial output of a debug image goes; production images have no console.
@@ -61,6 +143,10 @@ struct RawPlan {
     vcpus: u32,
     memory_mib: u64,
     tee: Tee,
+    #[serde(default)]
+    host_data: HostData,
+    #[serde(default)]
+    hypervisor: Hypervisor,
     vsock: PathBuf,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     console: Option<PathBuf>,
@@ -94,15 +180,16 @@ impl TryFrom<RawPlan> for LaunchPlan {
 
     fn try_from(raw: RawPlan) -> Result<Self, String> {
         check(&raw).map_err(|error| error.to_string())?;
-        let RawPlan { image, rootfs, vcpus, memory_mib, tee, vsock, console } = raw;
-        Ok(Self { image, rootfs, vcpus, memory_mib, tee, vsock, console })
+        let RawPlan { image, rootfs, vcpus, memory_mib, tee, host_data, hypervisor, vsock, console } = raw;
+        Ok(Self { image, rootfs, vcpus, memory_mib, tee, host_data, hypervisor, vsock, console })
     }
 }
 
 impl From<LaunchPlan> for RawPlan {
     fn from(plan: LaunchPlan) -> Self {
-        let LaunchPlan { image, rootfs, vcpus, memory_mib, tee, vsock, console } = plan;
-        Self { image, rootfs, vcpus, memory_mib, tee, vsock, console }
+        let LaunchPlan { image, rootfs, vcpus, memory_mib, tee, host_data, hypervisor, vsock, console } =
+            plan;
+        Self { image, rootfs, vcpus, memory_mib, tee, host_data, hypervisor, vsock, console }
     }
 }
 
@@ -159,7 +246,9 @@ mod tests {
             rootfs: "/rootfs.img".into(),
             vcpus: 2,
             memory_mib: 512,
-            tee: Tee::None,
+            tee: Tee::Sim,
+            host_data: HostData([7; 32]),
+            hypervisor: Hypervisor::Auto,
             vsock: "/run/uvm/x/vsock".into(),
             console: None,
         }

@@ -15,6 +15,8 @@ fn plan() -> LaunchPlan {
         vcpus: 1,
         memory_mib: 128,
         tee: Tee::None,
+        host_data: launch::plan::HostData::default(),
+        hypervisor: launch::plan::Hypervisor::Auto,
         vsock: "/vsock".into(),
         console: None,
     }

@@ -59,6 +59,8 @@ async fn boot_in(
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
         tee: config.tee,
+        host_data: launch::plan::HostData::default(),
+        hypervisor: launch::plan::Hypervisor::Auto,
         vsock: state.vsock(),
         console: config.debug_console.then(|| state.console()),
     };

@@ -319,6 +319,8 @@ mod tests {
             vcpus: 1,
             memory_mib: 64,
             tee: launch::plan::Tee::None,
+            host_data: launch::plan::HostData::default(),
+            hypervisor: launch::plan::Hypervisor::Auto,
             vsock: dir.path().join("vsock"),
             console: None,
         };

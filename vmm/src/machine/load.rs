@@ -62,7 +62,9 @@ pub fn place(
         claim(&mut taken, page.gpa)?;
         let (target, expected) = match page.kind {
             PageKind::Shared => (window.as_ref(), "a place in the shared window"),
-            PageKind::Measured | PageKind::Unmeasured => (Some(ram), "a place in RAM"),
+            PageKind::Measured | PageKind::Unmeasured | PageKind::Secrets | PageKind::Cpuid => {
+                (Some(ram), "a place in RAM")
+            }
         };
         let outside = || LoadError::Outside { kind: page.kind, gpa: page.gpa, expected };
         let target = target.filter(|memory| whole_page(memory, page.gpa)).ok_or_else(outside)?;
@@ -70,7 +72,7 @@ pub fn place(
         target.write_slice(&page.data, GuestAddress(page.gpa)).map_err(|_| outside())?;
     }
     for area in &image.parameters {
-        fill(area, plan, ram, &mut taken)?;
+        fill(area, plan, ram)?;
     }
     Ok(window)
 }
@@ -94,19 +96,9 @@ fn whole_page(memory: &GuestMemoryMmap, gpa: u64) -> bool {
     gpa.is_multiple_of(PAGE_SIZE) && memory.check_range(GuestAddress(gpa), 4096)
 }
 
-fn fill(
-    area: &ParameterArea,
-    plan: &LaunchPlan,
-    ram: &GuestMemoryMmap,
-    taken: &mut BTreeSet<u64>,
-) -> Result<(), LoadError> {
+/// Fills in a parameter area, whose pages are among the image's and so already placed.
+fn fill(area: &ParameterArea, plan: &LaunchPlan, ram: &GuestMemoryMmap) -> Result<(), LoadError> {
     let kind = PageKind::Unmeasured;
-    for gpa in (0..area.bytes).step_by(4096).map(|offset| area.gpa.saturating_add(offset)) {
-        claim(taken, gpa)?;
-        if !whole_page(ram, gpa) {
-            return Err(LoadError::Outside { kind, gpa, expected: "a place in RAM" });
-        }
-    }
     for (offset, parameter) in &area.parameters {
         let value = match parameter {
             Parameter::VpCount => plan.vcpus.to_le_bytes().to_vec(),
@@ -116,7 +108,7 @@ fn fill(
         if u64::try_from(value.len()).is_ok_and(|needed| needed > room) {
             return Err(LoadError::Parameter { gpa: area.gpa, offset: *offset, needed: value.len() });
         }
-        let at = GuestAddress(area.gpa + u64::from(*offset));
+        let at = GuestAddress(area.gpa.saturating_add(u64::from(*offset)));
         let outside = |_| LoadError::Outside { kind, gpa: area.gpa, expected: "a place in RAM" };
         ram.write_slice(&value, at).map_err(outside)?;
     }
@@ -139,7 +131,9 @@ fn memory_map(memory_mib: u64) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use launch::image::{Platform, Start};
     use launch::plan::Tee;
+    use zerocopy::FromZeros as _;
 
     use super::*;
 
@@ -150,6 +144,8 @@ mod tests {
             vcpus: 3,
             memory_mib: 64,
             tee: Tee::None,
+            host_data: launch::plan::HostData::default(),
+            hypervisor: launch::plan::Hypervisor::Auto,
             vsock: "/v".into(),
             console: None,
         }
@@ -161,7 +157,14 @@ mod tests {
 
     fn try_pages(pages: Vec<Page>, parameters: Vec<ParameterArea>) -> Result<GuestMemoryMmap, LoadError> {
         let ram = memory::ram(64).unwrap();
-        let image = Image { pages, parameters, context: zerocopy::FromZeros::new_zeroed() };
+        let image = Image {
+            platform: Platform::Native,
+            pages,
+            parameters,
+            start: Start::Native(Box::new(igvm_defs::IgvmNativeVpContextX64::new_zeroed())),
+            guest_policy: None,
+            id_block: None,
+        };
         place(&image, &plan(), &ram).map(|_| ram)
     }
 
@@ -172,7 +175,8 @@ mod tests {
             bytes: 4096,
             parameters: vec![(0, Parameter::VpCount), (64, Parameter::MemoryMap)],
         };
-        let pages = vec![page(0x2000, PageKind::Measured), page(WINDOW_BASE, PageKind::Shared)];
+        let parameters = Page { gpa: 0x5000, kind: PageKind::Unmeasured, data: Vec::new() };
+        let pages = vec![page(0x2000, PageKind::Measured), page(WINDOW_BASE, PageKind::Shared), parameters];
         let ram = try_pages(pages, vec![area]).unwrap();
         assert_eq!(ram.read_obj::<u8>(GuestAddress(0x2FFF)).unwrap(), 0x5A);
         assert_eq!(ram.read_obj::<u32>(GuestAddress(0x5000)).unwrap(), 3);
@@ -201,7 +205,6 @@ mod tests {
     fn parameters_that_do_not_fit_are_refused() {
         let area = |gpa, parameters| vec![ParameterArea { gpa, bytes: 4096, parameters }];
         assert!(try_pages(Vec::new(), area(0x5000, vec![(4093, Parameter::VpCount)])).is_err());
-        assert!(try_pages(Vec::new(), area(64 << 20, Vec::new())).is_err());
-        assert!(try_pages(vec![page(0x5000, PageKind::Measured)], area(0x5000, Vec::new())).is_err());
+        assert!(try_pages(Vec::new(), area(64 << 20, vec![(0, Parameter::VpCount)])).is_err());
     }
 }

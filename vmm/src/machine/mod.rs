@@ -19,8 +19,8 @@ use std::thread;
 
 use igvm_defs::IgvmNativeVpContextX64;
 use launch::control::{MAX_SEGMENTS, Segment};
-use launch::image::{Image, ImageError, MAX_IMAGE_BYTES};
-use launch::plan::LaunchPlan;
+use launch::image::{Image, ImageError, MAX_IMAGE_BYTES, Start};
+use launch::plan::{LaunchPlan, Tee};
 
 use crate::hv::kvm::Vm;
 use crate::hv::{HvError, Vcpu as _};
@@ -60,6 +60,9 @@ pub enum LaunchError {
     /// A device cannot be made.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// This build cannot isolate a machine so.
+    #[error("isolation {0}: not supported by this machine monitor")]
+    Isolation(Tee),
     /// A thread cannot be started.
     #[error("cannot start a virtual CPU thread: {0}")]
     Thread(#[source] io::Error),
@@ -79,7 +82,7 @@ impl Defined {
     /// # Errors
     /// When a file cannot be read, or the image is not one for this machine.
     pub fn new(plan: LaunchPlan) -> Result<Self, LaunchError> {
-        let image = Image::decode(&read_image(&plan.image)?)?;
+        let image = Image::decode(&read_image(&plan.image)?, plan.tee.platform())?;
         let rootfs = open(&plan.rootfs)?;
         Ok(Self { plan, image, rootfs })
     }
@@ -96,7 +99,8 @@ impl Defined {
         memory::map(&vm, &ram)?;
         let window_slots = window.map(|window| memory::map(&vm, &window)).transpose()?.unwrap_or_default();
         let devices = Devices::build(&vm, &ram, &plan, rootfs)?;
-        Ok(Populated { plan, vm, devices, window_slots, context: image.context })
+        let Start::Native(context) = image.start else { return Err(LaunchError::Isolation(plan.tee)) };
+        Ok(Populated { plan, vm, devices, window_slots, context })
     }
 }
 
@@ -107,7 +111,7 @@ pub struct Populated {
     vm: Arc<Vm>,
     devices: Devices,
     window_slots: Vec<u32>,
-    context: IgvmNativeVpContextX64,
+    context: Box<IgvmNativeVpContextX64>,
 }
 
 impl Populated {

@@ -12,7 +12,7 @@ use agent_protocol::READY_PORT;
 use agent_protocol::ready::{MAX_LEN, ReadyLine};
 use anyhow::{Context as _, Result, anyhow, bail};
 use launch::control::{Event, Exit, STATUS_LAUNCH_REFUSED};
-use launch::plan::{LaunchPlan, Tee};
+use launch::plan::{HostData, Hypervisor, LaunchPlan, Tee};
 use launch::timeline::{Reached, Timeline, table};
 use serde::Serialize;
 use vmm_client::{Vmm, monotonic_us};
@@ -77,6 +77,8 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         vcpus: arguments.vcpus,
         memory_mib: arguments.memory,
         tee: Tee::None,
+        host_data: HostData::default(),
+        hypervisor: Hypervisor::Auto,
         vsock: vsock.clone(),
         console: arguments.console.as_deref().map(absolute).transpose()?,
     };
