@@ -11,7 +11,7 @@ use igvm_defs::{
     IGVM_VHS_PARAMETER_INSERT, IGVM_VHS_SNP_ID_BLOCK, IGVM_VHS_SUPPORTED_PLATFORM, IGVM_VHS_VP_CONTEXT,
     IgvmNativeVpContextX64, IgvmPageDataType, IgvmPlatformType, IgvmVariableHeaderType as Type,
 };
-use zerocopy::{FromBytes, IntoBytes as _};
+use zerocopy::FromBytes;
 
 use super::headers::{File, Header};
 use super::{Image, ImageError, Page, PageKind, Parameter, ParameterArea, Platform, Start};
