@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(report) = Report::parse(bytes) {
         let _ = (report.product(), report.cpuid(), report.key_info().signing_key());
-        assert_eq!(report.policy().words().count().min(64), report.policy().words().count());
+        assert!(report.policy().words().count() <= 64);
     }
     let _ = Table::parse(bytes);
     if let Ok(answer) = Answer::parse(bytes) {
