@@ -3,6 +3,7 @@
 //! Types of a particular hypervisor never leave its module.
 
 pub mod kvm;
+pub mod seam;
 
 use igvm_defs::IgvmNativeVpContextX64;
 
