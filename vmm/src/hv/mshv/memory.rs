@@ -50,19 +50,20 @@ impl Slot {
         (offset.checked_add(length)? <= self.bytes()).then_some(offset)
     }
 
-    fn bit(&self, page: u64) -> Option<(usize, u64)> {
-        Some((usize::try_from(page / WORD).ok()?, 1 << (page % WORD)))
-    }
-
     fn is_held(&self, page: u64) -> bool {
-        self.bit(page).is_some_and(|(word, bit)| self.held.get(word).is_some_and(|held| held & bit != 0))
+        bit(page).is_some_and(|(word, bit)| self.held.get(word).is_some_and(|held| held & bit != 0))
     }
 
     fn set_held(&mut self, page: u64, held: bool) {
-        let Some((word, bit)) = self.bit(page) else { return };
+        let Some((word, bit)) = bit(page) else { return };
         let Some(word) = self.held.get_mut(word) else { return };
         *word = if held { *word | bit } else { *word & !bit };
     }
+}
+
+/// Word and mask of a page's bit.
+fn bit(page: u64) -> Option<(usize, u64)> {
+    Some((usize::try_from(page / WORD).ok()?, 1 << (page % WORD)))
 }
 
 /// All of a guest's memory.
@@ -122,24 +123,18 @@ impl Memory {
 
     /// Whether a page is RAM that the host has no access to.
     pub fn is_private_page(&self, gpa: u64) -> bool {
-        gpa.is_multiple_of(PAGE) && self.contains(gpa, PAGE, Purpose::Ram) && self.holds(gpa, PAGE) == Some(false)
+        gpa.is_multiple_of(PAGE) && self.contains(gpa, PAGE, Purpose::Ram) && !self.is_held(gpa)
     }
 
-    /// Whether the host has access to all of a range; none where it is not memory.
-    pub fn holds(&self, gpa: u64, length: u64) -> Option<bool> {
-        let (index, offset) = self.find(gpa, length)?;
-        let slot = self.slots.get(index)?.as_ref()?;
-        let end = offset.checked_add(length)?.div_ceil(PAGE);
-        Some((offset / PAGE..end).all(|page| slot.is_held(page)))
+    /// Whether all of a range is in one piece of memory.
+    pub fn is_memory(&self, gpa: u64, length: u64) -> bool {
+        self.find(gpa, length).is_some()
     }
 
-    /// Addresses of the pages of a range that the host has no access to; none where it is not memory.
-    pub fn missing(&self, gpa: u64, length: u64) -> Option<Vec<u64>> {
-        let (index, offset) = self.find(gpa, length)?;
-        let slot = self.slots.get(index)?.as_ref()?;
-        let end = offset.checked_add(length)?.div_ceil(PAGE);
-        let pages = (offset / PAGE..end).filter(|page| !slot.is_held(*page));
-        Some(pages.map(|page| slot.gpa + page * PAGE).collect())
+    /// Whether the host has access to the page at `gpa`.
+    pub fn is_held(&self, gpa: u64) -> bool {
+        let held = |(index, offset)| Some(self.slots.get::<usize>(index)?.as_ref()?.is_held(offset / PAGE));
+        self.find(gpa, 1).and_then(held).unwrap_or(false)
     }
 
     /// Remembers that the host has got or lost access to a page.
@@ -186,23 +181,21 @@ mod tests {
     #[test]
     fn access_is_remembered_page_by_page() {
         let mut memory = memory();
-        assert_eq!(memory.missing(0x17_E800, 0x1000), Some(vec![0x17_E000, 0x17_F000]));
         memory.set_held(0x17_E000, true);
-        assert_eq!(memory.missing(0x17_E800, 0x1000), Some(vec![0x17_F000]));
-        assert_eq!((memory.holds(0x17_E800, 0x800), memory.holds(0x17_E800, 0x801)), (Some(true), Some(false)));
+        assert!(memory.is_held(0x17_E000) && memory.is_held(0x17_EFFF) && !memory.is_held(0x17_F000));
         assert!(!memory.is_private_page(0x17_E000) && memory.is_private_page(0x17_F000));
         memory.set_held(0x17_E000, false);
-        assert!(memory.is_private_page(0x17_E000));
+        assert!(!memory.is_held(0x17_E000) && memory.is_private_page(0x17_E000));
     }
 
     #[test]
     fn ranges_outside_of_memory_are_nothing() {
-        let memory = memory();
+        let mut memory = memory();
         for (gpa, length) in [(0xF_F000, 0x1000), (0x17_F000, 0x1001), (u64::MAX, 2), (0x10_0000, u64::MAX)] {
-            assert_eq!(memory.holds(gpa, length), None, "{gpa:#x}");
-            assert_eq!(memory.missing(gpa, length), None, "{gpa:#x}");
+            assert!(!memory.is_memory(gpa, length), "{gpa:#x}");
         }
-        assert!(!memory.write(0x17_FFFF, &[0; 2]));
+        memory.set_held(0x18_0000, true);
+        assert!(!memory.is_held(0x18_0000) && !memory.write(0x17_FFFF, &[0; 2]));
         assert!(!memory.contains(0xC000_0000, 1, Purpose::Ram) && !memory.is_private_page(0xC000_0000));
     }
 }

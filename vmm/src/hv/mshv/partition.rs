@@ -1,20 +1,23 @@
 //! A partition: the calls that it takes, its memory and its interrupts.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes as _, IntoBytes as _};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::abi;
+use super::cpuid::{self, Leaf};
 use super::memory::{Memory, Slot};
 use crate::hv::HvError;
 use crate::hv::seam::{Argument, Kernel, Nested, Request};
 
+/// How often a hypercall is tried that the kernel asks to repeat.
+const ATTEMPTS: usize = 64;
 /// Pages that one call changes the host's access to.
-const ACCESS_BATCH: usize = 256;
+const ACCESS_BATCH: u64 = 256;
 
 /// A partition of the hypervisor, shared by the machine and its virtual CPUs.
 #[derive(Debug)]
@@ -26,6 +29,7 @@ pub struct Partition {
     pub vcpus: u32,
     memory: Mutex<Memory>,
     signals: Mutex<Vec<Signal>>,
+    features: OnceLock<u64>,
 }
 
 /// A write that wakes somebody instead of reaching a device.
@@ -38,7 +42,7 @@ struct Signal {
 
 impl Partition {
     pub fn new(kernel: Arc<dyn Kernel>, fd: OwnedFd, vcpus: u32) -> Self {
-        Self { kernel, fd, vcpus, memory: Mutex::default(), signals: Mutex::default() }
+        Self { kernel, fd, vcpus, memory: Mutex::default(), signals: Mutex::default(), features: OnceLock::new() }
     }
 
     pub fn kernel(&self) -> &dyn Kernel {
@@ -57,6 +61,11 @@ impl Partition {
     pub fn call(&self, request: Request, argument: &mut [u8]) -> Result<(), HvError> {
         let argument = Argument::Structure(argument, &mut []);
         self.kernel.call(self.fd(), request, argument).map(drop).map_err(failed(request.name))
+    }
+
+    /// An ioctl on the partition without an argument.
+    pub fn command(&self, request: Request) -> Result<(), HvError> {
+        self.kernel.call(self.fd(), request, Argument::Value(0)).map(drop).map_err(failed(request.name))
     }
 
     pub fn set_property(&self, property: abi::PropertyCode, value: u64) -> Result<(), HvError> {
@@ -79,38 +88,73 @@ impl Partition {
         self.kernel.call(self.fd(), request, argument).map(drop).map_err(failed(request.name))
     }
 
+    /// Hands a slot's memory over to the partition: the host cannot touch it any more.
+    pub fn hand_over(&self, slot: &mut Slot) -> Result<(), HvError> {
+        self.set_memory(slot, abi::MEMORY_READ_WRITE_EXECUTE)?;
+        slot.mapped = true;
+        Ok(())
+    }
+
+    /// What the first virtual processor would find in a CPUID leaf.
+    pub fn cpuid(&self, leaf: Leaf) -> Result<[U32; 4], HvError> {
+        cpuid::query(self.kernel(), self.fd(), 0, leaf)
+    }
+
     /// Acquires what the host lacks of the access to a range that the guest has shared.
     ///
     /// # Errors
     /// When it is not memory, or the hypervisor refuses: the guest has not shared it.
     pub fn acquire(&self, gpa: u64, length: u64) -> Result<(), HvError> {
         let mut memory = self.memory();
-        let missing = memory.missing(gpa, length).ok_or(HvError::Refused {
-            what: "access to guest memory",
-            expected: "a range inside memory".into(),
-            found: format!("{length:#x} bytes at {gpa:#x}"),
-        })?;
-        for batch in missing.chunks(ACCESS_BATCH) {
-            self.change_access(batch, abi::HOST_ACCESS_ACQUIRE)?;
-            batch.iter().for_each(|page| memory.set_held(*page, true));
+        if !memory.is_memory(gpa, length) {
+            return Err(HvError::Refused {
+                what: "access to guest memory",
+                expected: "a range inside memory".into(),
+                found: format!("{length:#x} bytes at {gpa:#x}"),
+            });
+        }
+        for batch in batches(gpa, length) {
+            let missing: Vec<u64> = batch.filter(|page| !memory.is_held(*page)).collect();
+            if !missing.is_empty() {
+                self.change_access(&missing, abi::HOST_ACCESS_ACQUIRE)?;
+                missing.iter().for_each(|page| memory.set_held(*page, true));
+            }
         }
         Ok(())
     }
 
-    /// Releases the host's access to whole pages that the guest takes back.
-    pub fn release(&self, gpa: u64, pages: u64) -> Result<(), HvError> {
+    /// Releases the host's access to pages that the guest takes back.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses.
+    pub fn release(&self, gpa: u64, length: u64) -> Result<(), HvError> {
         let mut memory = self.memory();
-        let pages: Vec<u64> = (0..pages).map(|page| gpa + page * abi::PAGE).collect();
-        for batch in pages.chunks(ACCESS_BATCH) {
+        for batch in batches(gpa, length) {
+            let pages: Vec<u64> = batch.collect();
             // First what devices look at, then the access itself.
-            batch.iter().for_each(|page| memory.set_held(*page, false));
-            self.change_access(batch, abi::HOST_ACCESS_RELEASE)?;
+            pages.iter().for_each(|page| memory.set_held(*page, false));
+            self.change_access(&pages, abi::HOST_ACCESS_RELEASE)?;
         }
         Ok(())
+    }
+
+    /// Forgets an access that the kernel has taken away by itself.
+    pub fn forget(&self, gpa: u64) {
+        self.memory().set_held(gpa, false);
     }
 
     fn change_access(&self, pages: &[u64], flags: u8) -> Result<(), HvError> {
         self.call(abi::MODIFY_GPA_HOST_ACCESS, &mut page_list(flags, pages))
+    }
+
+    /// SEV features that all virtual processors have, once the launch has begun.
+    pub fn features(&self) -> Option<u64> {
+        self.features.get().copied()
+    }
+
+    /// Fixes the features; the first ones stay.
+    pub fn set_features(&self, features: u64) {
+        self.features.get_or_init(|| features);
     }
 
     pub fn signal_on_write(&self, gpa: u64, value: u32, event: &EventFd) -> Result<(), HvError> {
@@ -124,8 +168,11 @@ impl Partition {
         let Ok(value) = bytes.try_into().map(u32::from_le_bytes) else { return false };
         let signals = self.signals();
         let waiting = signals.iter().find(|signal| signal.gpa == gpa && signal.value == value);
-        // Writing fails only when the counter is full: whoever waits is awake already.
-        waiting.is_some_and(|signal| signal.event.write(1).is_ok() || true)
+        if let Some(Err(error)) = waiting.map(|signal| signal.event.write(1)) {
+            // The counter is full: whoever waits has been woken already.
+            log::debug!("event for a write to {gpa:#x}: {error}");
+        }
+        waiting.is_some()
     }
 
     fn signals(&self) -> MutexGuard<'_, Vec<Signal>> {
@@ -152,6 +199,14 @@ impl Partition {
         let call = Call::once(abi::HVCALL_ASSERT_VIRTUAL_INTERRUPT, "HVCALL_ASSERT_VIRTUAL_INTERRUPT");
         hypercall(self.kernel(), self.fd(), call, &mut input, &mut [])
     }
+}
+
+/// The pages of a range, in groups that one call takes.
+fn batches(gpa: u64, length: u64) -> impl Iterator<Item = impl Iterator<Item = u64>> {
+    let (first, end) = (gpa / abi::PAGE, gpa.saturating_add(length).div_ceil(abi::PAGE));
+    let page = |number| number * abi::PAGE;
+    let starts = std::iter::successors(Some(first), |start| start.checked_add(ACCESS_BATCH));
+    starts.take_while(move |start| *start < end).map(move |start| (start..end.min(start + ACCESS_BATCH)).map(page))
 }
 
 /// The argument that has `pages` behind its head.
@@ -183,7 +238,10 @@ impl Call {
 }
 
 /// Makes a hypercall through the kernel.
-pub fn hypercall<T: zerocopy::IntoBytes + zerocopy::FromBytes>(
+///
+/// # Errors
+/// What the hypervisor says, in words, or what the kernel says.
+pub fn hypercall<T: IntoBytes + FromBytes>(
     kernel: &dyn Kernel,
     fd: BorrowedFd<'_>,
     call: Call,
@@ -191,29 +249,29 @@ pub fn hypercall<T: zerocopy::IntoBytes + zerocopy::FromBytes>(
     output: &mut [u8],
 ) -> Result<(), HvError> {
     let input = input.as_mut_bytes();
-    let mut argument: abi::Hypercall = abi::zeroed();
-    argument.code = U16::new(call.code);
-    argument.repetitions = U16::new(call.repetitions);
-    argument.input_bytes = abi::length(input);
-    argument.output_bytes = abi::length(output);
-    let mut nested = vec![Nested::bytes(abi::HYPERCALL_INPUT, input)];
-    if !output.is_empty() {
-        nested.push(Nested::bytes(abi::HYPERCALL_OUTPUT, output));
+    for _ in 0..ATTEMPTS {
+        let mut argument: abi::Hypercall = abi::zeroed();
+        argument.code = U16::new(call.code);
+        argument.repetitions = U16::new(call.repetitions);
+        argument.input_bytes = abi::length(input);
+        argument.output_bytes = abi::length(output);
+        let mut nested = vec![Nested::bytes(abi::HYPERCALL_INPUT, &mut *input)];
+        if !output.is_empty() {
+            nested.push(Nested::bytes(abi::HYPERCALL_OUTPUT, &mut *output));
+        }
+        let bytes = argument.as_mut_bytes();
+        let result = kernel.call(fd, abi::ROOT_HVCALL, Argument::Structure(bytes, &mut nested));
+        let (status, done) = (argument.status.get(), argument.repetitions.get());
+        return match result {
+            // The kernel has given the hypervisor memory that it was short of, or there was a signal.
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => continue,
+            Ok(_) if status == 0 && done == call.repetitions => Ok(()),
+            Ok(_) if status == 0 => Err(failed(call.name)(io::Error::other("the hypervisor did not finish"))),
+            Err(source) if status == 0 => Err(failed(call.name)(source)),
+            _ => Err(failed(call.name)(io::Error::other(status_in_words(status)))),
+        };
     }
-    let bytes = argument.as_mut_bytes();
-    let result = kernel.call(fd, abi::ROOT_HVCALL, Argument::Structure(bytes, &mut nested));
-    let status = argument.status.get();
-    match result {
-        Ok(_) if status == 0 && argument.repetitions.get() == call.repetitions => Ok(()),
-        Ok(_) if status == 0 => Err(failed(call.name)(io::ErrorKind::Interrupted.into())),
-        Err(source) if status == 0 => Err(failed(call.name)(source)),
-        _ => Err(failed(call.name)(io::Error::other(status_in_words(status)))),
-    }
-}
-
-/// A number of up to 64 bits that a hypercall has put out.
-pub fn number(output: &[u8; 8]) -> u64 {
-    u64::from_le_bytes(*output)
+    Err(failed(call.name)(io::Error::other(format!("interrupted {ATTEMPTS} times"))))
 }
 
 /// Four registers that a hypercall has put out.
