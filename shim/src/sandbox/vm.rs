@@ -191,6 +191,7 @@ fn start(
                 let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner);
                 return timeline.reach(mark.into(), monotonic_us);
             }
+            Event::Measured(_) => return,
             Event::Refused(why) => format!("launch refused: {why}"),
             Event::Ended(exit) => exit.to_string(),
         };

@@ -122,6 +122,7 @@ fn follow(arguments: &Arguments, news: &Receiver<News>, vmm: &Vmm, timeline: &mu
         };
         match item {
             News::Vmm(Event::Mark { mark, monotonic_us }) => timeline.reach(mark.into(), monotonic_us),
+            News::Vmm(Event::Measured(_)) => {}
             News::Vmm(Event::Refused(why)) => return Ok(End::Refused(why)),
             News::Vmm(Event::Ended(exit)) => return Ok(End::Ended(exit)),
             News::Ready(line, at_us) => {

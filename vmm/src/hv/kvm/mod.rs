@@ -4,6 +4,7 @@
 //! machines and other hypervisors need too.
 
 mod cpuid;
+mod registers;
 mod vcpu;
 mod vm;
 
