@@ -142,8 +142,9 @@ impl<P: Part> Kernel for Recorder<P> {
         self.descriptor(request.name)
     }
 
-    fn map_run(&self, vcpu: BorrowedFd<'_>, bytes: usize) -> io::Result<RunPage> {
-        self.note(&self.maker(vcpu)?, "mmap", bytes as u64, Vec::new())?;
+    fn map_run_at(&self, vcpu: BorrowedFd<'_>, offset: u64, bytes: usize) -> io::Result<RunPage> {
+        let at = if offset == 0 { Vec::new() } else { offset.to_le_bytes().to_vec() };
+        self.note(&self.maker(vcpu)?, "mmap", bytes as u64, at)?;
         Ok(RunPage::new(MmapRegion::new(bytes).map_err(io::Error::other)?))
     }
 
