@@ -4,6 +4,7 @@
 //! faults, requests for certificates) it answers by itself and enters the guest again.
 
 pub mod kvm;
+pub mod mshv;
 pub mod seam;
 
 use std::path::Path;
@@ -102,6 +103,16 @@ pub trait Vm: Send + Sync {
     /// When the hypervisor refuses the message.
     fn send_msi(&self, address: u64, data: u32) -> Result<(), HvError>;
 
+    /// Makes sure that the host may read and write `length` bytes of memory from `gpa` on, which a device is about
+    /// to do. Nothing is needed where the host's mapping of shared memory is always there.
+    ///
+    /// # Errors
+    /// When the guest has not shared that memory.
+    fn access(&self, gpa: u64, length: u64) -> Result<(), HvError> {
+        let _ = (gpa, length);
+        Ok(())
+    }
+
     /// Creates virtual CPU `id`; its APIC id is the same number.
     ///
     /// # Errors
@@ -158,6 +169,14 @@ pub fn open(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
     match (hypervisor, settings.tee) {
         (Hypervisor::Kvm, Tee::None | Tee::Sim) => Ok(Arc::new(kvm::Vm::create(settings.vcpus)?)),
         (Hypervisor::Kvm | Hypervisor::Auto, tee) => Err(HvError::Unsupported { hypervisor: "KVM", tee }),
+        (Hypervisor::Mshv, Tee::Snp) => {
+            let policy = settings.guest_policy.ok_or_else(|| HvError::Refused {
+                what: "launch on MSHV",
+                expected: "a SEV-SNP guest policy in the image".into(),
+                found: "none".into(),
+            })?;
+            Ok(Arc::new(mshv::MshvVm::create(Arc::new(seam::linux::Linux), settings.vcpus, policy)?))
+        }
         (Hypervisor::Mshv, tee) => Err(HvError::Unsupported { hypervisor: "the Microsoft Hypervisor", tee }),
     }
 }
@@ -191,6 +210,16 @@ pub enum HvError {
         call: &'static str,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// What the hypervisor was to be given is not what it takes.
+    #[error("{what}: expected {expected}, found {found}")]
+    Refused {
+        /// What was to be given.
+        what: &'static str,
+        /// The rule.
+        expected: String,
+        /// What there was.
+        found: String,
     },
     /// The processor's feature list is longer than KVM takes.
     #[error("CPUID: more entries than KVM takes")]
