@@ -5,6 +5,7 @@
 
 pub mod id_block;
 pub mod kvm;
+pub mod mshv;
 pub mod seam;
 
 use std::path::Path;
@@ -17,6 +18,7 @@ use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
 use kvm::IsolatedVm;
+use mshv::MshvVm;
 use seam::linux::Linux;
 
 /// Linux's KVM.
@@ -106,6 +108,16 @@ pub trait Vm: Send + Sync {
     /// When the hypervisor refuses the message.
     fn send_msi(&self, address: u64, data: u32) -> Result<(), HvError>;
 
+    /// Makes sure that the host may read and write `length` bytes of memory from `gpa` on, which a device is about
+    /// to do. Nothing is needed where the host's mapping of shared memory is always there.
+    ///
+    /// # Errors
+    /// When the guest has not shared that memory.
+    fn access(&self, gpa: u64, length: u64) -> Result<(), HvError> {
+        let _ = (gpa, length);
+        Ok(())
+    }
+
     /// Creates virtual CPU `id`; its APIC id is the same number.
     ///
     /// # Errors
@@ -155,20 +167,36 @@ pub struct Settings {
 /// # Errors
 /// When there is no such hypervisor, it cannot isolate machines in this way, or it refuses.
 pub fn open(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
-    let kvm_is_there = || Path::new(KVM_DEVICE).exists();
-    let hypervisor = match settings.hypervisor {
-        Hypervisor::Auto if !kvm_is_there() && Path::new(MSHV_DEVICE).exists() => Hypervisor::Mshv,
-        Hypervisor::Auto => Hypervisor::Kvm,
-        named => named,
-    };
-    match (hypervisor, settings.tee) {
-        (Hypervisor::Kvm, Tee::None | Tee::Sim) => Ok(Arc::new(kvm::Vm::create(settings.vcpus)?)),
-        (Hypervisor::Kvm, Tee::Snp) => Ok(Arc::new(IsolatedVm::snp(Arc::new(Linux), settings.vcpus)?)),
-        (Hypervisor::Kvm, Tee::Tdx) => {
-            Ok(Arc::new(IsolatedVm::tdx(Arc::new(Linux), settings.vcpus, settings.host_data)?))
+    let mshv_alone = || !Path::new(KVM_DEVICE).exists() && Path::new(MSHV_DEVICE).exists();
+    match settings.hypervisor {
+        Hypervisor::Auto if mshv_alone() => open_mshv(settings),
+        Hypervisor::Auto | Hypervisor::Kvm => open_kvm(settings),
+        Hypervisor::Mshv => open_mshv(settings),
+    }
+}
+
+fn open_kvm(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
+    let Settings { vcpus, host_data, .. } = *settings;
+    Ok(match settings.tee {
+        Tee::None | Tee::Sim => Arc::new(kvm::Vm::create(vcpus)?),
+        Tee::Snp => Arc::new(IsolatedVm::snp(Arc::new(Linux), vcpus)?),
+        Tee::Tdx => Arc::new(IsolatedVm::tdx(Arc::new(Linux), vcpus, host_data)?),
+    })
+}
+
+fn open_mshv(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
+    match settings.tee {
+        Tee::Snp => {
+            let policy = settings.guest_policy.ok_or_else(|| HvError::Refused {
+                what: "launch on MSHV",
+                expected: "a SEV-SNP guest policy in the image".into(),
+                found: "none".into(),
+            })?;
+            Ok(Arc::new(MshvVm::create(Arc::new(Linux), settings.vcpus, policy)?))
         }
-        (Hypervisor::Auto, tee) => Err(HvError::Unsupported { hypervisor: "KVM", tee }),
-        (Hypervisor::Mshv, tee) => Err(HvError::Unsupported { hypervisor: "the Microsoft Hypervisor", tee }),
+        tee @ (Tee::None | Tee::Sim | Tee::Tdx) => {
+            Err(HvError::Unsupported { hypervisor: "the Microsoft Hypervisor", tee })
+        }
     }
 }
 
@@ -215,6 +243,16 @@ pub enum HvError {
     /// What is to be launched cannot be launched so.
     #[error("launch: {0}")]
     Launch(String),
+    /// What the hypervisor was to be given is not what it takes.
+    #[error("{what}: expected {expected}, found {found}")]
+    Refused {
+        /// What was to be given.
+        what: &'static str,
+        /// The rule.
+        expected: String,
+        /// What there was.
+        found: String,
+    },
     /// The processor's feature list is longer than KVM takes.
     #[error("CPUID: more entries than KVM takes")]
     Cpuid,

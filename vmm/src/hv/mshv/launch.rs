@@ -90,7 +90,11 @@ fn check(launch: &Launch<'_>, guest_policy: u64) -> Result<(), HvError> {
     let pages_of = |kind| launch.runs.iter().filter(move |run| run.page_type == kind);
     let is_save_area = |run: &Run| run.gpa == gpa && run.bytes.len() == abi::PAGE_BYTES;
     if !pages_of(PageType::Vmsa).map(is_save_area).eq([true]) {
-        return Err(refused("private pages", &format!("one save area, at {gpa:#x}"), "another number or place"));
+        return Err(refused(
+            "private pages",
+            &format!("one save area, at {gpa:#x}"),
+            "another number or place",
+        ));
     }
     if pages_of(PageType::Cpuid).any(|run| run.bytes.len() != abi::PAGE_BYTES) {
         return Err(refused("private pages", "CPUID pages one by one", "several in a row"));
@@ -174,7 +178,8 @@ fn launch_finish(launch: &Launch<'_>, guest_policy: u64) -> Result<abi::LaunchFi
     let auth = &mut finish.id_auth;
     auth.id_key_algorithm = (*id_key_algorithm).into();
     auth.author_key_algorithm = (*author_key_algorithm).into();
-    (auth.id_block_signature.r, auth.id_block_signature.s) = (id_key_signature.r_comp, id_key_signature.s_comp);
+    (auth.id_block_signature.r, auth.id_block_signature.s) =
+        (id_key_signature.r_comp, id_key_signature.s_comp);
     auth.id_key.curve = id_public_key.curve.into();
     (auth.id_key.x, auth.id_key.y) = (id_public_key.qx, id_public_key.qy);
     finish.id_block_enabled = 1;

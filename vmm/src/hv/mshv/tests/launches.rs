@@ -141,7 +141,8 @@ fn the_cpuid_page_is_filled_before_the_host_loses_it() {
 
 #[test]
 fn an_id_block_is_passed_on() {
-    let signature = |fill| Box::new(IGVM_VHS_SNP_ID_BLOCK_SIGNATURE { r_comp: [fill; 72], s_comp: [fill + 1; 72] });
+    let signature =
+        |fill| Box::new(IGVM_VHS_SNP_ID_BLOCK_SIGNATURE { r_comp: [fill; 72], s_comp: [fill + 1; 72] });
     let key = |fill| {
         let (qx, qy) = ([fill; 72], [fill + 1; 72]);
         Box::new(IGVM_VHS_SNP_ID_BLOCK_PUBLIC_KEY { curve: 2, reserved: 0, qx, qy })
@@ -169,7 +170,10 @@ fn an_id_block_is_passed_on() {
         let finish = entry(&kernel.log(), "MSHV_COMPLETE_ISOLATED_IMPORT").argument;
         let at = |offset: usize, length: usize| &finish[offset..offset + length];
         assert_eq!((at(0, 48), at(48, 16), at(64, 16)), (&[0x11; 48][..], &[0x12; 16][..], &[0x13; 16][..]));
-        assert_eq!((at(80, 4), at(84, 4), at(88, 8)), (&[1, 0, 0, 0][..], &[9, 0, 0, 0][..], &POLICY.to_le_bytes()[..]));
+        assert_eq!(
+            (at(80, 4), at(84, 4), at(88, 8)),
+            (&[1, 0, 0, 0][..], &[9, 0, 0, 0][..], &POLICY.to_le_bytes()[..])
+        );
         let auth = 96;
         assert_eq!((at(auth + 0x40, 72), at(auth + 0x88, 72)), (&[0x21; 72][..], &[0x22; 72][..]));
         assert_eq!((at(auth + 0x240, 4), at(auth + 0x244, 72)), (&[2, 0, 0, 0][..], &[0x23; 72][..]));
