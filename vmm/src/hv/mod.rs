@@ -3,7 +3,9 @@
 //! Types of a particular hypervisor never leave its module. What only one of them knows (page states, memory
 //! faults, requests for certificates) it answers by itself and enters the guest again.
 
+pub mod id_block;
 pub mod kvm;
+pub mod seam;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +15,9 @@ use launch::plan::{HostData, Hypervisor, Tee};
 use launch::snp::{Backend, PageType};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
+
+use kvm::IsolatedVm;
+use seam::linux::Linux;
 
 /// Linux's KVM.
 const KVM_DEVICE: &str = "/dev/kvm";
@@ -141,6 +146,8 @@ pub struct Settings {
     pub vcpus: u32,
     /// SEV-SNP: the policy that the guest is launched with.
     pub guest_policy: Option<u64>,
+    /// What the launch binds to the guest: a trust domain has to know it from the start.
+    pub host_data: HostData,
 }
 
 /// Makes a machine without memory and virtual CPUs.
@@ -156,7 +163,11 @@ pub fn open(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
     };
     match (hypervisor, settings.tee) {
         (Hypervisor::Kvm, Tee::None | Tee::Sim) => Ok(Arc::new(kvm::Vm::create(settings.vcpus)?)),
-        (Hypervisor::Kvm | Hypervisor::Auto, tee) => Err(HvError::Unsupported { hypervisor: "KVM", tee }),
+        (Hypervisor::Kvm, Tee::Snp) => Ok(Arc::new(IsolatedVm::snp(Arc::new(Linux), settings.vcpus)?)),
+        (Hypervisor::Kvm, Tee::Tdx) => {
+            Ok(Arc::new(IsolatedVm::tdx(Arc::new(Linux), settings.vcpus, settings.host_data)?))
+        }
+        (Hypervisor::Auto, tee) => Err(HvError::Unsupported { hypervisor: "KVM", tee }),
         (Hypervisor::Mshv, tee) => Err(HvError::Unsupported { hypervisor: "the Microsoft Hypervisor", tee }),
     }
 }
@@ -191,6 +202,19 @@ pub enum HvError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A call failed, and the processor that isolates machines says why.
+    #[error("{call}: {source} ({status})")]
+    Processor {
+        /// The command.
+        call: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+        /// What the processor said.
+        status: String,
+    },
+    /// What is to be launched cannot be launched so.
+    #[error("launch: {0}")]
+    Launch(String),
     /// The processor's feature list is longer than KVM takes.
     #[error("CPUID: more entries than KVM takes")]
     Cpuid,

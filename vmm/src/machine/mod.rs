@@ -13,6 +13,7 @@ mod measure;
 mod memory;
 mod ports;
 mod run;
+mod sim;
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -32,6 +33,7 @@ pub use devices::{DeviceError, SlotError};
 pub use expectation::ExpectationError;
 pub use load::LoadError;
 pub use memory::MemoryError;
+pub use sim::SimError;
 
 use bus::Bus;
 use devices::Devices;
@@ -71,6 +73,9 @@ pub enum LaunchError {
     /// What was loaded cannot be read back to measure it.
     #[error("cannot measure the launch: {0}")]
     Measure(#[source] vm_memory::GuestMemoryError),
+    /// There is no simulated secure processor.
+    #[error(transparent)]
+    Sim(#[from] SimError),
     /// A thread cannot be started.
     #[error("cannot start a virtual CPU thread: {0}")]
     Thread(#[source] io::Error),
@@ -103,7 +108,13 @@ impl Defined {
     pub fn populate(self) -> Result<Populated, LaunchError> {
         let Self { plan, image, rootfs } = self;
         let LaunchPlan { hypervisor, tee, vcpus, memory_mib, .. } = plan;
-        let vm = hv::open(&Settings { hypervisor, tee, vcpus, guest_policy: image.guest_policy })?;
+        let vm = hv::open(&Settings {
+            hypervisor,
+            tee,
+            vcpus,
+            guest_policy: image.guest_policy,
+            host_data: plan.host_data,
+        })?;
         let ram = memory::ram(memory_mib)?;
         let private = memory::private(&ram, tee)?;
         let placement = Placement::new(&image, &plan, &private)?;
@@ -166,7 +177,7 @@ impl Populated {
     /// # Errors
     /// When the hypervisor or the secure processor refuses.
     pub fn measure(self) -> Result<Measured, LaunchError> {
-        let Self { plan, image, vm, ram, runs, window: _, window_slots, devices, mut vcpus } = self;
+        let Self { plan, image, vm, ram, runs, window: _, window_slots, mut devices, mut vcpus } = self;
         let (tee, host_data) = (plan.tee, plan.host_data);
         let launch = Launch { image: &image, runs: &runs, host_data, vcpus: plan.vcpus };
         vm.launch(&launch, &mut vcpus)?;
@@ -174,6 +185,9 @@ impl Populated {
         let loaded = Loaded { image: &image, runs: &runs, ram: &ram, backend, vcpus: plan.vcpus };
         let digest = measure::digest(tee, &loaded).map_err(LaunchError::Measure)?;
         let measurement = digest.map(|digest| Measurement { tee, digest, host_data });
+        if let (Tee::Sim, Some(measurement)) = (tee, &measurement) {
+            devices.ports.add_reports(sim::ReportDevice::new(&image, measurement)?);
+        }
         Ok(Measured { vm, window_slots, devices, vcpus, measurement })
     }
 }
