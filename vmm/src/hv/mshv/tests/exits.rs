@@ -289,11 +289,9 @@ fn a_page_that_is_no_ram_is_not_registered() {
         assert_eq!(guest.registers().last(), Some(&(0x9_0019, 0xFFFF_FFFF_FFFF_F013)), "{gpa:#x}");
     }
     guest.kernel.part().refuse = Some((abi::HVCALL_SET_VP_REGISTERS, abi::REGISTER_SEV_GHCB_GPA, 5));
-    let error = guest.come_back_with(abi::HVMSG_X64_SEV_VMGEXIT_INTERCEPT, {
-        let mut intercept: abi::VmgexitIntercept = abi::zeroed();
-        intercept.ghcb_msr = (0x15_0000 | 0x12).into();
-        &intercept.as_bytes().to_vec()
-    });
+    let mut intercept: abi::VmgexitIntercept = abi::zeroed();
+    intercept.ghcb_msr = (0x15_0000 | 0x12).into();
+    let error = guest.come_back_with(abi::HVMSG_X64_SEV_VMGEXIT_INTERCEPT, intercept.as_bytes());
     assert!(error.unwrap_err().to_string().contains("GHCB address"));
 }
 
