@@ -421,14 +421,14 @@ fn shared_pages_are_acquired_and_released() {
     let calls: Vec<_> = calls.map(|entry| words(&entry.argument)).collect();
     assert_eq!(calls, [vec![7, 2, 0x15_0000, 0x15_1000], vec![7, 1, 0x18_0000]]);
     // What the host has is not asked for again; what it has not, devices may still ask for.
-    guest.vm.access(0x15_0FFF, 2).unwrap();
-    guest.vm.access(0x15_1000, 0x1001).unwrap();
+    guest.vm.acquire(0x15_0FFF, 2).unwrap();
+    guest.vm.acquire(0x15_1000, 0x1001).unwrap();
     assert_eq!(guest.last_argument("MSHV_MODIFY_GPA_HOST_ACCESS"), Some(vec![7, 1, 0x15_2000]));
     assert!(matches!(guest.attributes(0, &[0x15_0000 | 1]), Exit::Again));
     assert_eq!(guest.last_argument("MSHV_MODIFY_GPA_HOST_ACCESS"), Some(vec![0, 2, 0x15_0000, 0x15_1000]));
     guest.kernel.part().not_shared = true;
-    assert!(guest.vm.access(0x15_0000, 1).is_err());
-    assert!(guest.vm.access(0x1F_FFFF, 2).unwrap_err().to_string().contains("a range inside memory"));
+    assert!(guest.vm.acquire(0x15_0000, 1).is_err());
+    assert!(guest.vm.acquire(0x1F_FFFF, 2).unwrap_err().to_string().contains("a range inside memory"));
 }
 
 #[test]
