@@ -108,13 +108,17 @@ pub trait Vm: Send + Sync {
     /// When the hypervisor refuses the message.
     fn send_msi(&self, address: u64, data: u32) -> Result<(), HvError>;
 
-    /// Makes sure that the host may read and write `length` bytes of memory from `gpa` on, which a device is about
-    /// to do. Nothing is needed where the host's mapping of shared memory is always there.
+    /// Whether the host has to [acquire](Vm::acquire) memory that the guest shares before it touches it.
+    fn must_acquire(&self) -> bool {
+        false
+    }
+
+    /// Makes sure that the host may read and write `length` bytes of memory from `gpa` on. Where
+    /// [nobody has to ask](Vm::must_acquire), there is nothing to do.
     ///
     /// # Errors
     /// When the guest has not shared that memory.
-    fn access(&self, gpa: u64, length: u64) -> Result<(), HvError> {
-        let _ = (gpa, length);
+    fn acquire(&self, _gpa: u64, _length: u64) -> Result<(), HvError> {
         Ok(())
     }
 
