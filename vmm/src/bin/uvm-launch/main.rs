@@ -3,11 +3,14 @@
 mod build;
 mod diff;
 mod explain;
+mod handshake;
 mod input;
 mod inspect;
 mod launch_arguments;
 mod measure;
+mod report;
 mod run;
+mod state_dir;
 
 use std::process::ExitCode;
 
@@ -25,6 +28,8 @@ struct Arguments {
 enum Command {
     /// Starts an image and shows the boot's timeline; ends with the guest, or with Ctrl-C.
     Run(run::Arguments),
+    /// Fetches a fresh report from the agent of a running machine, whoever started it.
+    Report(report::Arguments),
     /// Builds an image and its sidecar from a recipe, a kernel and the boot stub.
     Build(build::Arguments),
     /// Shows what is in an image, and what it costs to launch.
@@ -38,9 +43,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // What failed: a machine (1), or an argument or file of a question (2).
+    // The status of a failure: of a machine (1), or of a question that cannot be answered (2).
     let (result, failed) = match Arguments::parse().command {
         Command::Run(arguments) => (run::run(&arguments), 1),
+        Command::Report(arguments) => (report::run(&arguments), 1),
         Command::Build(arguments) => (build::run(&arguments), input::BAD_INPUT),
         Command::Inspect(arguments) => (inspect::run(&arguments), input::BAD_INPUT),
         Command::Measure(arguments) => (measure::run(&arguments), input::BAD_INPUT),
