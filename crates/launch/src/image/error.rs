@@ -1,0 +1,94 @@
+//! Why a file is refused.
+
+use boot_abi::CONFIG_GPA;
+
+use super::MAX_IMAGE_BYTES;
+
+/// Why a file is no image that can be launched.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The file is too long to be an image.
+    #[error("IGVM file: expected at most {MAX_IMAGE_BYTES} bytes, found {0}")]
+    TooLong(usize),
+    /// A number at the file's start: magic, format version, file size, checksum.
+    #[error("IGVM file: fixed header at {offset}: expected {expected:#x}, found {found:#x}")]
+    FixedHeader {
+        /// Where in the file.
+        offset: usize,
+        /// What it should be.
+        expected: u32,
+        /// What it is.
+        found: u32,
+    },
+    /// A damaged file.
+    #[error("IGVM file: at {offset:#x}: expected {expected}, found {found}")]
+    Format {
+        /// Where in the file.
+        offset: usize,
+        /// The rule.
+        expected: &'static str,
+        /// What the file has.
+        found: String,
+    },
+    /// The image was not built for this platform.
+    #[error("IGVM file: expected platform {expected}, found {found}")]
+    Platform {
+        /// The platform asked for.
+        expected: &'static str,
+        /// The platforms in the file.
+        found: String,
+    },
+    /// A header that this loader does not know.
+    #[error("IGVM file: unsupported header {0}")]
+    Directive(String),
+    /// A page that is not 4096 bytes of known data at an aligned address.
+    #[error("IGVM file: page at {gpa:#x}: expected {expected}, found {found}")]
+    Page {
+        /// Where.
+        gpa: u64,
+        /// The rule.
+        expected: &'static str,
+        /// What the file has.
+        found: String,
+    },
+    /// Two pages, parameter areas or save areas want the same place.
+    #[error("IGVM file: page at {0:#x} is loaded twice")]
+    Twice(u64),
+    /// A parameter area that is too large, or not declared, or used twice.
+    #[error("IGVM file: parameter area {index}: {problem}")]
+    ParameterArea {
+        /// The area's index.
+        index: u32,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A processor context that is not the first processor's, or not in order.
+    #[error("IGVM file: processor context: expected {expected}, found {found}")]
+    Context {
+        /// The rule.
+        expected: &'static str,
+        /// What the file has.
+        found: String,
+    },
+    /// No processor state, or more than one.
+    #[error("IGVM file: expected one processor context, found {0}")]
+    Contexts(usize),
+    /// The configuration page is not one that the stub would accept.
+    #[error("IGVM file: configuration at {CONFIG_GPA:#x}: expected {expected}, found {found}")]
+    Config {
+        /// The rule.
+        expected: &'static str,
+        /// What the file has.
+        found: String,
+    },
+    /// Something that a platform has a fixed number of.
+    #[error("IGVM file: {what}: expected {expected}, found {found}")]
+    Count {
+        /// What.
+        what: &'static str,
+        /// How many there should be.
+        expected: &'static str,
+        /// How many there are.
+        found: usize,
+    },
+}
