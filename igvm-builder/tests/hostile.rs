@@ -158,12 +158,12 @@ fn other_platforms_and_revisions_are_named() {
     assert!(refusal(&snp, Platform::Tdx).contains(message));
     let mut file = FILE.clone();
     file[4] = 2;
-    assert!(refusal(&file, Platform::Native).contains("fixed header at 4: expected 0x1, found 0x2"));
+    assert!(refusal(&file, Platform::Native).contains("format version: expected 0x1, found 0x2"));
     file[4] = 1;
     file[FIXED + 16] ^= 1;
-    assert!(refusal(&file, Platform::Native).contains("fixed header at 20: expected 0x"));
+    assert!(refusal(&file, Platform::Native).contains("checksum: expected 0x"));
     file.push(0);
-    assert!(refusal(&file, Platform::Native).contains("fixed header at 16: expected 0x"));
+    assert!(refusal(&file, Platform::Native).contains("file size: expected 0x"));
     assert!(refusal(&vec![0; 17 << 20], Platform::Native).contains("expected at most 16777216 bytes"));
 }
 

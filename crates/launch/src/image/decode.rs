@@ -1,48 +1,43 @@
 //! Turns the headers of an IGVM file into one platform's [`Image`].
 //!
-//! A header of a type that is not known here is an error, whatever platform it is for: what cannot be read cannot be
-//! left out either. Headers of known types are left out where they are for other platforms.
+//! A header that this loader does not know is an error, whatever platform it is for. Headers that it knows are left
+//! out where they are for other platforms.
+
+use std::ops::Range;
 
 use bytes::Bytes;
 use igvm::IgvmDirectiveHeader;
 use igvm::snp_defs::SevVmsa;
 use igvm_defs::{
-    IGVM_VHS_GUEST_POLICY, IGVM_VHS_PAGE_DATA, IGVM_VHS_PARAMETER, IGVM_VHS_PARAMETER_AREA,
-    IGVM_VHS_PARAMETER_INSERT, IGVM_VHS_SNP_ID_BLOCK, IGVM_VHS_SUPPORTED_PLATFORM, IGVM_VHS_VP_CONTEXT,
-    IgvmNativeVpContextX64, IgvmPageDataType, IgvmPlatformType, IgvmVariableHeaderType as Type,
+    IGVM_VHS_PAGE_DATA, IGVM_VHS_PARAMETER, IGVM_VHS_PARAMETER_AREA, IGVM_VHS_PARAMETER_INSERT,
+    IGVM_VHS_SNP_ID_BLOCK, IGVM_VHS_SUPPORTED_PLATFORM, IGVM_VHS_VP_CONTEXT, IgvmNativeVpContextX64,
+    IgvmPageDataType, IgvmPlatformType, IgvmVariableHeaderType as Type,
 };
-use zerocopy::FromBytes;
+use zerocopy::FromBytes as _;
 
-use super::headers::{File, Header};
 use super::{Image, ImageError, Page, PageKind, Parameter, ParameterArea, Platform, Start};
 use crate::layout::PAGE_SIZE;
+use crate::reader::{self, Header};
 
 /// Largest parameter area, in bytes.
 const MAX_PARAMETER_BYTES: u64 = 64 << 10;
+/// Most parameter areas that wait for their place: as many as a loader could be expected to fill.
+const MAX_AREAS: usize = 16;
 /// Guest-physical addresses have 52 bits at most (AMD64 architecture manual, volume 2, section 5.1).
 const GPA_LIMIT: u64 = 1 << 52;
 
-pub fn image(file: Bytes, platform: Platform) -> Result<Image, ImageError> {
-    let file = File::open(file)?;
-    let mut decoder = Decoder::new(&file, platform);
-    for header in file.headers() {
-        decoder.take(&header?)?;
+pub fn image(file: &Bytes, platform: Platform) -> Result<Image, ImageError> {
+    let headers = reader::read(file)?;
+    let mut decoder = Decoder::new(file, platform);
+    for header in headers {
+        decoder.take(header)?;
     }
     decoder.finish()
 }
 
-/// The order in which a file has its headers.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
-    Platforms,
-    Initialization,
-    Directives,
-}
-
 struct Decoder<'a> {
-    file: &'a File,
+    file: &'a Bytes,
     platform: Platform,
-    stage: Stage,
     /// The platforms of the file.
     found: Vec<IgvmPlatformType>,
     /// Masks of all of them, and of the one that is wanted.
@@ -58,11 +53,10 @@ struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    fn new(file: &'a File, platform: Platform) -> Self {
+    fn new(file: &'a Bytes, platform: Platform) -> Self {
         Self {
             file,
             platform,
-            stage: Stage::Platforms,
             found: Vec::new(),
             masks: 0,
             mask: None,
@@ -75,45 +69,39 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn take(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        match header.kind {
-            Type::IGVM_VHT_SUPPORTED_PLATFORM => {
-                self.enter(Stage::Platforms, header)?;
-                return self.platform(&header.read()?, header);
+    fn take(&mut self, header: Header) -> Result<(), ImageError> {
+        if let Header::Platform(platform) = &header {
+            return self.platform(platform);
+        }
+        let ours = match header.compatibility_mask() {
+            Some(mask) => self.is_ours(mask)?,
+            None => true,
+        };
+        match header {
+            Header::ParameterArea(area, _) => self.declare(&area),
+            Header::Parameter(Type::IGVM_VHT_VP_COUNT_PARAMETER, at) => {
+                self.parameter(&at, Parameter::VpCount)
             }
-            Type::IGVM_VHT_GUEST_POLICY => {
-                self.enter(Stage::Initialization, header)?;
-                let policy: IGVM_VHS_GUEST_POLICY = header.read()?;
-                if self.is_ours(policy.compatibility_mask, header)? {
-                    self.policies.push(policy.policy);
-                }
-                return Ok(());
+            Header::Parameter(Type::IGVM_VHT_MEMORY_MAP, at) => self.parameter(&at, Parameter::MemoryMap),
+            Header::Parameter(other, _) => Err(ImageError::Directive(format!("{other:?}"))),
+            Header::RequiredMemory(_) => {
+                Err(ImageError::Directive(format!("{:?}", Type::IGVM_VHT_REQUIRED_MEMORY)))
             }
-            _ => self.enter(Stage::Directives, header)?,
+            // An area is used up, whatever platform it is inserted for.
+            Header::ParameterInsert(insert) => self.insert(&insert, ours),
+            _ if !ours => Ok(()),
+            Header::GuestPolicy(policy) => {
+                self.policies.push(policy.policy);
+                Ok(())
+            }
+            Header::Page(page, data) => self.page(&page, data),
+            Header::Context(context, data) => self.context(&context, data),
+            Header::IdBlock(block) => {
+                self.id_blocks.push(id_block(&block));
+                Ok(())
+            }
+            Header::Platform(_) => Ok(()),
         }
-        match header.kind {
-            Type::IGVM_VHT_PAGE_DATA => self.page(header),
-            Type::IGVM_VHT_PARAMETER_AREA => self.declare(&header.read()?),
-            Type::IGVM_VHT_VP_COUNT_PARAMETER => self.parameter(&header.read()?, Parameter::VpCount),
-            Type::IGVM_VHT_MEMORY_MAP => self.parameter(&header.read()?, Parameter::MemoryMap),
-            Type::IGVM_VHT_PARAMETER_INSERT => self.insert(header),
-            Type::IGVM_VHT_VP_CONTEXT => self.context(header),
-            Type::IGVM_VHT_SNP_ID_BLOCK => self.id_block(header),
-            other => Err(ImageError::Directive(format!("{other:?}"))),
-        }
-    }
-
-    fn enter(&mut self, stage: Stage, header: &Header<'_>) -> Result<(), ImageError> {
-        if stage < self.stage {
-            let expected = "platforms, then initialization, then directives";
-            let found = format!("{:?} behind a later kind", header.kind);
-            return Err(ImageError::Format { offset: header.offset, expected, found });
-        }
-        if self.stage == Stage::Platforms && stage > Stage::Platforms && self.mask.is_none() {
-            return Err(self.no_platform());
-        }
-        self.stage = stage;
-        Ok(())
     }
 
     fn no_platform(&self) -> ImageError {
@@ -121,13 +109,9 @@ impl<'a> Decoder<'a> {
         ImageError::Platform { expected: self.platform.name(), found: found.join(", ") }
     }
 
-    fn platform(
-        &mut self,
-        platform: &IGVM_VHS_SUPPORTED_PLATFORM,
-        header: &Header<'_>,
-    ) -> Result<(), ImageError> {
+    fn platform(&mut self, platform: &IGVM_VHS_SUPPORTED_PLATFORM) -> Result<(), ImageError> {
         let mask = platform.compatibility_mask;
-        let error = |expected, found: String| ImageError::Format { offset: header.offset, expected, found };
+        let error = |expected, found| ImageError::Header { what: "platform", expected, found };
         if mask.count_ones() != 1 || self.masks & mask != 0 {
             return Err(error("a compatibility mask of one bit of its own", format!("{mask:#x}")));
         }
@@ -147,21 +131,22 @@ impl<'a> Decoder<'a> {
     }
 
     /// Whether a header with this compatibility mask is for the wanted platform.
-    fn is_ours(&self, mask: u32, header: &Header<'_>) -> Result<bool, ImageError> {
+    fn is_ours(&self, mask: u32) -> Result<bool, ImageError> {
         if mask == 0 || mask & !self.masks != 0 {
-            let expected = "a compatibility mask of the file's platforms";
-            return Err(ImageError::Format { offset: header.offset, expected, found: format!("{mask:#x}") });
+            let (what, expected) = ("compatibility mask", "bits of the file's platforms");
+            return Err(ImageError::Header { what, expected, found: format!("{mask:#x}") });
         }
         Ok(self.mask.is_some_and(|ours| ours & mask != 0))
     }
 
-    fn page(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let page: IGVM_VHS_PAGE_DATA = header.read()?;
-        if self.is_ours(page.compatibility_mask, header)? {
-            let kind = page_kind(&page, self.platform)?;
-            let gpa = checked_gpa(page.gpa)?;
-            self.pages.push(Page { gpa, kind, data: self.file.page(page.file_offset)? });
-        }
+    /// The part of the file in `range`, which is shared, not copied.
+    fn data(&self, range: Range<usize>) -> Bytes {
+        if range.is_empty() { Bytes::new() } else { self.file.slice(range) }
+    }
+
+    fn page(&mut self, page: &IGVM_VHS_PAGE_DATA, data: Range<usize>) -> Result<(), ImageError> {
+        let kind = page_kind(page, self.platform)?;
+        self.pages.push(Page { gpa: checked_gpa(page.gpa)?, kind, data: self.data(data) });
         Ok(())
     }
 
@@ -177,6 +162,9 @@ impl<'a> Decoder<'a> {
         }
         if self.areas.iter().any(|(of, _)| *of == index) {
             return Err(problem("declared twice"));
+        }
+        if self.areas.len() == MAX_AREAS {
+            return Err(problem("more than 16 areas wait to be inserted"));
         }
         self.areas.push((index, ParameterArea { gpa: 0, bytes, parameters: Vec::new() }));
         Ok(())
@@ -194,13 +182,12 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    fn insert(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let insert: IGVM_VHS_PARAMETER_INSERT = header.read()?;
+    fn insert(&mut self, insert: &IGVM_VHS_PARAMETER_INSERT, ours: bool) -> Result<(), ImageError> {
         let index = insert.parameter_area_index;
         let at = self.areas.iter().position(|(of, _)| *of == index);
         let at = at.ok_or(ImageError::ParameterArea { index, problem: "inserted before it was declared" })?;
         let (_, area) = self.areas.swap_remove(at);
-        if self.is_ours(insert.compatibility_mask, header)? {
+        if ours {
             for offset in (0..area.bytes).step_by(4096) {
                 let gpa = checked_gpa(insert.gpa.saturating_add(offset))?;
                 self.pages.push(Page { gpa, kind: PageKind::Unmeasured, data: Bytes::new() });
@@ -210,17 +197,13 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    fn context(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let context: IGVM_VHS_VP_CONTEXT = header.read()?;
-        if !self.is_ours(context.compatibility_mask, header)? {
-            return Ok(());
-        }
-        let error = |expected, found| ImageError::Context { expected, found };
+    fn context(&mut self, context: &IGVM_VHS_VP_CONTEXT, data: Range<usize>) -> Result<(), ImageError> {
+        let error = |expected, found| ImageError::Header { what: "processor context", expected, found };
         if context.vp_index != 0 {
             return Err(error("virtual CPU 0 alone", format!("virtual CPU {}", context.vp_index)));
         }
         let gpa = context.gpa.get();
-        let page = self.file.page(context.file_offset)?;
+        let page = self.data(data);
         match self.platform {
             Platform::Native => {
                 let read = IgvmNativeVpContextX64::read_from_prefix(&page);
@@ -236,29 +219,6 @@ impl<'a> Decoder<'a> {
                 self.starts.push(Start::Snp { gpa: checked_gpa(gpa)?, vmsa: Box::new(vmsa) });
             }
             Platform::Tdx => return Err(error("none on TDX", "one".into())),
-        }
-        Ok(())
-    }
-
-    fn id_block(&mut self, header: &Header<'_>) -> Result<(), ImageError> {
-        let block: IGVM_VHS_SNP_ID_BLOCK = header.read()?;
-        if self.is_ours(block.compatibility_mask, header)? {
-            self.id_blocks.push(IgvmDirectiveHeader::SnpIdBlock {
-                compatibility_mask: block.compatibility_mask,
-                author_key_enabled: block.author_key_enabled,
-                reserved: block.reserved,
-                ld: block.ld,
-                family_id: block.family_id,
-                image_id: block.image_id,
-                version: block.version,
-                guest_svn: block.guest_svn,
-                id_key_algorithm: block.id_key_algorithm,
-                author_key_algorithm: block.author_key_algorithm,
-                id_key_signature: Box::new(block.id_key_signature),
-                id_public_key: Box::new(block.id_public_key),
-                author_key_signature: Box::new(block.author_key_signature),
-                author_public_key: Box::new(block.author_public_key),
-            });
         }
         Ok(())
     }
@@ -304,6 +264,26 @@ impl<'a> Decoder<'a> {
             return Err(ImageError::Count { what: "SEV-SNP ID block", expected: "at most one", found });
         }
         Ok(())
+    }
+}
+
+/// The ID block in the form in which the `igvm` crate has it.
+fn id_block(block: &IGVM_VHS_SNP_ID_BLOCK) -> IgvmDirectiveHeader {
+    IgvmDirectiveHeader::SnpIdBlock {
+        compatibility_mask: block.compatibility_mask,
+        author_key_enabled: block.author_key_enabled,
+        reserved: block.reserved,
+        ld: block.ld,
+        family_id: block.family_id,
+        image_id: block.image_id,
+        version: block.version,
+        guest_svn: block.guest_svn,
+        id_key_algorithm: block.id_key_algorithm,
+        author_key_algorithm: block.author_key_algorithm,
+        id_key_signature: Box::new(block.id_key_signature),
+        id_public_key: Box::new(block.id_public_key),
+        author_key_signature: Box::new(block.author_key_signature),
+        author_public_key: Box::new(block.author_public_key),
     }
 }
 

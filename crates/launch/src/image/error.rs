@@ -3,6 +3,7 @@
 use boot_abi::CONFIG_GPA;
 
 use super::MAX_IMAGE_BYTES;
+use crate::reader::ReadError;
 
 /// Why a file is no image that can be launched.
 #[derive(Debug, thiserror::Error)]
@@ -10,21 +11,14 @@ pub enum ImageError {
     /// The file is too long to be an image.
     #[error("IGVM file: expected at most {MAX_IMAGE_BYTES} bytes, found {0}")]
     TooLong(usize),
-    /// A number at the file's start: magic, format version, file size, checksum.
-    #[error("IGVM file: fixed header at {offset}: expected {expected:#x}, found {found:#x}")]
-    FixedHeader {
-        /// Where in the file.
-        offset: usize,
-        /// What it should be.
-        expected: u32,
-        /// What it is.
-        found: u32,
-    },
-    /// A damaged file.
-    #[error("IGVM file: at {offset:#x}: expected {expected}, found {found}")]
-    Format {
-        /// Where in the file.
-        offset: usize,
+    /// Not an IGVM file, or a damaged one.
+    #[error("IGVM file: {0}")]
+    Format(#[from] ReadError),
+    /// A platform, or a compatibility mask, that is not in order.
+    #[error("IGVM file: {what}: expected {expected}, found {found}")]
+    Header {
+        /// Which header.
+        what: &'static str,
         /// The rule.
         expected: &'static str,
         /// What the file has.
@@ -61,14 +55,6 @@ pub enum ImageError {
         index: u32,
         /// What is wrong.
         problem: &'static str,
-    },
-    /// A processor context that is not the first processor's, or not in order.
-    #[error("IGVM file: processor context: expected {expected}, found {found}")]
-    Context {
-        /// The rule.
-        expected: &'static str,
-        /// What the file has.
-        found: String,
     },
     /// No processor state, or more than one.
     #[error("IGVM file: expected one processor context, found {0}")]

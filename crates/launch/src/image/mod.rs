@@ -8,7 +8,6 @@
 
 mod decode;
 mod error;
-mod headers;
 
 use boot_abi::{CONFIG_GPA, Config};
 use bytes::Bytes;
@@ -163,7 +162,7 @@ impl Image {
     /// As [`Image::decode`].
     pub fn decode_bytes(file: Bytes, platform: Platform) -> Result<Self, ImageError> {
         check_length(file.len())?;
-        decode::image(file, platform)
+        decode::image(&file, platform)
     }
 
     /// The measured configuration that the stub of this image reads.
