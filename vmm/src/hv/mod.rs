@@ -16,9 +16,6 @@ use launch::snp::{Backend, PageType};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
-use kvm::IsolatedVm;
-use seam::linux::Linux;
-
 /// Linux's KVM.
 const KVM_DEVICE: &str = "/dev/kvm";
 /// The Microsoft Hypervisor's root partition interface.
@@ -162,12 +159,7 @@ pub fn open(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
         named => named,
     };
     match (hypervisor, settings.tee) {
-        (Hypervisor::Kvm, Tee::None | Tee::Sim) => Ok(Arc::new(kvm::Vm::create(settings.vcpus)?)),
-        (Hypervisor::Kvm, Tee::Snp) => Ok(Arc::new(IsolatedVm::snp(Arc::new(Linux), settings.vcpus)?)),
-        (Hypervisor::Kvm, Tee::Tdx) => {
-            Ok(Arc::new(IsolatedVm::tdx(Arc::new(Linux), settings.vcpus, settings.host_data)?))
-        }
-        (Hypervisor::Auto, tee) => Err(HvError::Unsupported { hypervisor: "KVM", tee }),
+        (Hypervisor::Kvm | Hypervisor::Auto, _) => kvm::open(settings),
         (Hypervisor::Mshv, tee) => Err(HvError::Unsupported { hypervisor: "the Microsoft Hypervisor", tee }),
     }
 }
