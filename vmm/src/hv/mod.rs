@@ -17,7 +17,6 @@ use launch::snp::{Backend, PageType};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
-use kvm::IsolatedVm;
 use mshv::MshvVm;
 use seam::linux::Linux;
 
@@ -174,18 +173,9 @@ pub fn open(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
     let mshv_alone = || !Path::new(KVM_DEVICE).exists() && Path::new(MSHV_DEVICE).exists();
     match settings.hypervisor {
         Hypervisor::Auto if mshv_alone() => open_mshv(settings),
-        Hypervisor::Auto | Hypervisor::Kvm => open_kvm(settings),
+        Hypervisor::Auto | Hypervisor::Kvm => kvm::open(settings),
         Hypervisor::Mshv => open_mshv(settings),
     }
-}
-
-fn open_kvm(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
-    let Settings { vcpus, host_data, .. } = *settings;
-    Ok(match settings.tee {
-        Tee::None | Tee::Sim => Arc::new(kvm::Vm::create(vcpus)?),
-        Tee::Snp => Arc::new(IsolatedVm::snp(Arc::new(Linux), vcpus)?),
-        Tee::Tdx => Arc::new(IsolatedVm::tdx(Arc::new(Linux), vcpus, host_data)?),
-    })
 }
 
 fn open_mshv(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
