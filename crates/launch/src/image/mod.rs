@@ -8,7 +8,7 @@
 
 mod decode;
 mod error;
-mod headers;
+pub mod headers;
 
 use boot_abi::{CONFIG_GPA, Config};
 use bytes::Bytes;
