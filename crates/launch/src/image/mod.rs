@@ -8,6 +8,7 @@
 
 mod decode;
 mod error;
+pub mod headers;
 
 use boot_abi::{CONFIG_GPA, Config};
 use bytes::Bytes;
