@@ -3,6 +3,7 @@
 //! Types of a particular hypervisor never leave its module. What only one of them knows (page states, memory
 //! faults, requests for certificates) it answers by itself and enters the guest again.
 
+pub mod id_block;
 pub mod kvm;
 pub mod mshv;
 pub mod seam;
@@ -157,6 +158,8 @@ pub struct Settings {
     pub vcpus: u32,
     /// SEV-SNP: the policy that the guest is launched with.
     pub guest_policy: Option<u64>,
+    /// What the launch binds to the guest: a trust domain has to know it from the start.
+    pub host_data: HostData,
 }
 
 /// Makes a machine without memory and virtual CPUs.
@@ -171,8 +174,7 @@ pub fn open(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
         named => named,
     };
     match (hypervisor, settings.tee) {
-        (Hypervisor::Kvm, Tee::None | Tee::Sim) => Ok(Arc::new(kvm::Vm::create(settings.vcpus)?)),
-        (Hypervisor::Kvm | Hypervisor::Auto, tee) => Err(HvError::Unsupported { hypervisor: "KVM", tee }),
+        (Hypervisor::Kvm | Hypervisor::Auto, _) => kvm::open(settings),
         (Hypervisor::Mshv, Tee::Snp) => {
             let policy = settings.guest_policy.ok_or_else(|| HvError::Refused {
                 what: "launch on MSHV",
@@ -225,6 +227,19 @@ pub enum HvError {
         /// What there was.
         found: String,
     },
+    /// A call failed, and the processor that isolates machines says why.
+    #[error("{call}: {source} ({status})")]
+    Processor {
+        /// The command.
+        call: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+        /// What the processor said.
+        status: String,
+    },
+    /// What is to be launched cannot be launched so.
+    #[error("launch: {0}")]
+    Launch(String),
     /// The processor's feature list is longer than KVM takes.
     #[error("CPUID: more entries than KVM takes")]
     Cpuid,

@@ -103,7 +103,13 @@ impl Defined {
     pub fn populate(self) -> Result<Populated, LaunchError> {
         let Self { plan, image, rootfs } = self;
         let LaunchPlan { hypervisor, tee, vcpus, memory_mib, .. } = plan;
-        let vm = hv::open(&Settings { hypervisor, tee, vcpus, guest_policy: image.guest_policy })?;
+        let vm = hv::open(&Settings {
+            hypervisor,
+            tee,
+            vcpus,
+            guest_policy: image.guest_policy,
+            host_data: plan.host_data,
+        })?;
         let ram = memory::ram(memory_mib)?;
         let private = memory::private(&ram, tee)?;
         let placement = Placement::new(&image, &plan, &private)?;
