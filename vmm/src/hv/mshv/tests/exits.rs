@@ -525,7 +525,7 @@ proptest! {
         guest.page(RBX, number(3) & 0xFF);
         let mut intercept = vmgexit(code, number(0), number(1));
         let mut attributes: abi::AttributeIntercept = abi::zeroed();
-        attributes.flags = ((numbers[0] & 0xFF) as u32).into();
+        attributes.flags = (u32::from(pages[0]) & 0xFF).into();
         attributes.ranges = [number(1).into(); 29];
         let exit = match which {
             0 => guest.come_back_with(abi::HVMSG_X64_SEV_VMGEXIT_INTERCEPT, intercept.as_bytes()),
