@@ -31,7 +31,7 @@ const TDX_MASK: u32 = 4;
 /// Two images with two policies each, and the second image's measured layout.
 fn images() -> Vec<Vec<u8>> {
     let first = (kernel(40_000), stub(&[0xF4; 5000]));
-    let second = (kernel(70_001), stub(&(0..20_000).map(|at| (at % 255) as u8).collect::<Vec<u8>>()));
+    let second = (kernel(70_001), stub(&(0..=249).cycle().take(20_000).collect::<Vec<u8>>()));
     let mut files = Vec::new();
     for (kernel, stub) in [&first, &second] {
         for snp_policy in [0x3_0000, 0xB_0133] {
