@@ -5,7 +5,8 @@ use std::path::Path;
 use ttrpc_codegen::{Codegen, Customize};
 
 /// The generated files. Their own `mod.rs` opens with an inner attribute, which `include!` does not admit.
-const MODULES: [&str; 6] = ["agent", "agent_ttrpc", "health", "health_ttrpc", "oci", "types"];
+const MODULES: [&str; 8] =
+    ["agent", "agent_ttrpc", "evidence", "evidence_ttrpc", "health", "health_ttrpc", "oci", "types"];
 
 fn main() -> std::io::Result<()> {
     println!("cargo::rerun-if-changed=protos");
@@ -13,7 +14,13 @@ fn main() -> std::io::Result<()> {
     Codegen::new()
         .out_dir(&out)
         .include("protos")
-        .inputs(["protos/agent.proto", "protos/health.proto", "protos/oci.proto", "protos/types.proto"])
+        .inputs([
+            "protos/agent.proto",
+            "protos/evidence.proto",
+            "protos/health.proto",
+            "protos/oci.proto",
+            "protos/types.proto",
+        ])
         .rust_protobuf()
         .customize(Customize { async_all: true, ..Default::default() })
         .run()?;

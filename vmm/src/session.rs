@@ -56,10 +56,13 @@ fn launch<S: AsFd + Send + Sync + 'static>(
     parent: &Arc<Parent<S>>,
     end: &Sender<Exit>,
 ) -> Result<Running, LaunchError> {
-    let populated = Defined::new(plan)?.populate()?;
+    let measured = Defined::new(plan)?.populate()?.measure()?;
     parent.mark(Mark::Launched);
+    if let Some(measurement) = measured.measurement() {
+        parent.tell(Event::Measured(measurement.clone()));
+    }
     let (parent, end) = (Arc::clone(parent), end.clone());
-    populated.start(move |notice| match notice {
+    measured.start(move |notice| match notice {
         MachineNotice::Reached(mark) => parent.mark(mark),
         // Only the first end counts; the receiver is gone after it.
         MachineNotice::Ended(exit) => drop(end.send(exit)),

@@ -2,14 +2,13 @@
 //!
 //! Owns the wire vocabulary between whoever runs a utility VM (a shim) and the agent inside it: the messages
 //! and services compiled from `protos/` ([`rpc`]), ports and guest paths, and typed forms of what travels as
-//! plain strings ([`storage`], [`ready`], [`id`]). [`oci`] converts between a container's OCI configuration
+//! plain strings ([`storage`], [`handshake`], [`tee`], [`id`]). [`oci`] converts between a container's OCI configuration
 //! and its protobuf form. No I/O happens here; every parser is bounded and refuses what it does not know.
 
+pub mod handshake;
 pub mod id;
 pub mod oci;
-
 pub mod paths;
-pub mod ready;
 #[allow(
     missing_docs,
     unsafe_code,
@@ -28,11 +27,14 @@ pub mod rpc {
     include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 }
 pub mod storage;
+pub mod tee;
 
 /// vsock port in the guest on which the agent serves ttrpc.
 pub const AGENT_PORT: u32 = 1024;
-/// vsock port on the host that the agent dials, once, when its server accepts connections.
-pub const READY_PORT: u32 = 1030;
+/// vsock port on the host that the agent dials, once, to agree that it may serve ([`handshake`]).
+pub const HANDSHAKE_PORT: u32 = 1030;
+/// Most bytes of the nonce in a request for a report.
+pub const MAX_NONCE: usize = 64;
 /// vsock context id of the host, the only peer that the agent serves.
 pub const HOST_CID: u32 = 2;
 /// Most bytes that one `ReadStdout`/`ReadStderr` returns and one `WriteStdin` takes: a ttrpc message holds

@@ -2,7 +2,7 @@
 //!
 //! The expected bytes are written by hand from the protocol's tables: `(number << 3) | wire type`, then the value.
 
-use agent_protocol::rpc::{agent, health, oci, types};
+use agent_protocol::rpc::{agent, evidence, health, oci, types};
 use protobuf::{Message, MessageField};
 
 /// A string field of number `number` (below 16) holding "x".
@@ -177,5 +177,15 @@ fn oci_configuration() {
         oci::LinuxDeviceCgroup { Access: x() } => text(5);
         oci::LinuxSyscall { ErrnoRet: Some(oci::linux_syscall::ErrnoRet::Errnoret(1)) } => one(3);
         oci::LinuxSeccompArg { Op: x() } => text(4);
+    }
+}
+
+#[test]
+fn requests_for_evidence() {
+    wire! {
+        evidence::ReportRequest { nonce: b"x".to_vec() } => text(1);
+        evidence::ReportResponse { provider: x() } => text(1);
+        evidence::ReportResponse { report: b"x".to_vec() } => text(2);
+        evidence::ReportResponse { certificates: b"x".to_vec() } => text(3);
     }
 }

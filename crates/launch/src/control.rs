@@ -6,6 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::LaunchDigest;
+use crate::plan::{HostData, Tee};
+
 /// Longest message in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024;
 /// Most files, and so most segments, that one request carries.
@@ -63,8 +66,23 @@ pub enum Mark {
     FirstEntry,
     /// The boot stub runs.
     Stub,
+    /// The stub has the kernel in private memory and has not hashed it yet. Images whose kernel is launched in
+    /// private memory have no such step.
+    Copied,
     /// The stub has verified the kernel and jumps to it.
     KernelEntry,
+}
+
+/// What a launch is measured as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measurement {
+    /// How the guest is isolated.
+    pub tee: Tee,
+    /// The launch digest that the guest's reports are to have: SEV-SNP's measurement or TDX's MRTD.
+    pub digest: LaunchDigest,
+    /// What the launch binds to the guest beside it.
+    pub host_data: HostData,
 }
 
 /// Why a machine ended.
@@ -83,7 +101,9 @@ pub enum Exit {
     Reset,
     /// A virtual CPU triple-faulted.
     TripleFault,
-    /// The VMM or the kernel's KVM could not go on.
+    /// The guest asked for its own end through its isolation's protocol, for this reason.
+    Terminated(String),
+    /// The VMM or the hypervisor could not go on.
     Internal(String),
 }
 
@@ -98,6 +118,7 @@ impl Exit {
             Self::Panic => 11,
             Self::Reset => 12,
             Self::TripleFault => 13,
+            Self::Terminated(_) => 14,
         }
     }
 }
@@ -114,6 +135,7 @@ impl std::fmt::Display for Exit {
             Self::Panic => f.write_str("guest kernel panicked"),
             Self::Reset => f.write_str("guest reset itself"),
             Self::TripleFault => f.write_str("guest triple-faulted"),
+            Self::Terminated(why) => write!(f, "guest terminated itself: {why}"),
             Self::Internal(why) => write!(f, "virtual machine monitor failed: {why}"),
         }
     }
@@ -130,6 +152,8 @@ pub enum Event {
         /// When, in microseconds of `CLOCK_MONOTONIC`.
         monotonic_us: u64,
     },
+    /// The launch is measured; the guest runs next. Where nothing isolates the guest, nothing is measured.
+    Measured(Measurement),
     /// The launch was refused; the process ends with [`STATUS_LAUNCH_REFUSED`].
     Refused(String),
     /// The machine ended; the process ends with [`Exit::status`].

@@ -6,11 +6,14 @@
 //! Whoever holds an [`Image`] holds something that this project's loader understands completely: a directive
 //! that it does not know is an error, never skipped.
 
+use boot_abi::{CONFIG_GPA, Config};
 use igvm::snp_defs::SevVmsa;
 use igvm::{IgvmDirectiveHeader, IgvmFile, IgvmInitializationHeader, IgvmPlatformHeader};
 use igvm_defs::{IgvmNativeVpContextX64, IgvmPageDataFlags, IgvmPageDataType, IgvmPlatformType};
+use zerocopy::FromBytes as _;
 
 use crate::layout::PAGE_SIZE;
+use crate::plan::Tee;
 
 /// Largest IGVM file that is read, in bytes.
 pub const MAX_IMAGE_BYTES: u64 = 16 << 20;
@@ -140,6 +143,38 @@ pub struct Image {
     pub id_block: Option<Box<IgvmDirectiveHeader>>,
 }
 
+impl Image {
+    /// The measured configuration that the stub of this image reads.
+    ///
+    /// # Errors
+    /// When the image measures no such page, or one of another layout.
+    pub fn config(&self) -> Result<Config, ImageError> {
+        let error = |found: String| ImageError::Config { expected: "a measured page", found };
+        let page = self.pages.iter().find(|page| page.gpa == CONFIG_GPA);
+        let page = page.ok_or_else(|| error("none".into()))?;
+        if page.kind != PageKind::Measured {
+            return Err(error(format!("one of kind {}", page.kind)));
+        }
+        let config = Config::read_from_prefix(&page.data).map_err(|_| error("one of zeros".into()))?.0;
+        if config.magic != Config::MAGIC {
+            let found = String::from_utf8_lossy(&config.magic).escape_debug().to_string();
+            return Err(ImageError::Config { expected: "UVMSTUB2", found });
+        }
+        Ok(config)
+    }
+}
+
+impl From<Tee> for boot_abi::Tee {
+    fn from(tee: Tee) -> Self {
+        match tee {
+            Tee::None => Self::None,
+            Tee::Sim => Self::Sim,
+            Tee::Snp => Self::Snp,
+            Tee::Tdx => Self::Tdx,
+        }
+    }
+}
+
 /// Why a file is no image that can be launched.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -181,6 +216,14 @@ pub enum ImageError {
     /// No processor state, or more than one.
     #[error("IGVM file: expected one processor context, found {0}")]
     Contexts(usize),
+    /// The configuration page is not one that the stub would accept.
+    #[error("IGVM file: configuration at {CONFIG_GPA:#x}: expected {expected}, found {found}")]
+    Config {
+        /// The rule.
+        expected: &'static str,
+        /// What the file has.
+        found: String,
+    },
     /// A header that may be there once for a platform is not there, or is there twice.
     #[error("IGVM file: {what}: expected one, found {found}")]
     Once {
@@ -329,10 +372,8 @@ impl Decoder {
         Ok(())
     }
 
+    /// An area that is not inserted for this platform is not this platform's.
     fn finish(mut self, platform: Platform) -> Result<Image, ImageError> {
-        if let Some((index, _)) = self.areas.first() {
-            return Err(ImageError::ParameterArea { index: *index, problem: "declared but never inserted" });
-        }
         if platform == Platform::Tdx {
             self.starts.push(Start::Reset);
         }

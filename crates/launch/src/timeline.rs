@@ -16,6 +16,8 @@ pub enum Step {
     FirstEntry,
     /// The boot stub runs.
     Stub,
+    /// The kernel is in private memory. Missing where it was launched there.
+    Copied,
     /// The kernel is verified and entered.
     KernelEntry,
     /// PID 1 of the guest runs.
@@ -31,6 +33,7 @@ impl From<Mark> for Step {
             Mark::Launched => Self::Launched,
             Mark::FirstEntry => Self::FirstEntry,
             Mark::Stub => Self::Stub,
+            Mark::Copied => Self::Copied,
             Mark::KernelEntry => Self::KernelEntry,
         }
     }
@@ -43,6 +46,7 @@ impl Step {
             Self::Launched => "image launched",
             Self::FirstEntry => "first vCPU entry",
             Self::Stub => "boot stub",
+            Self::Copied => "kernel copied",
             Self::KernelEntry => "kernel entry",
             Self::Init => "init (PID 1)",
             Self::AgentReady => "agent ready",

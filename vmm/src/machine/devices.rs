@@ -16,8 +16,7 @@ use vm_superio::Trigger;
 use super::bus::Bus;
 use super::ports::Ports;
 use crate::event_loop::EventLoop;
-use crate::hv::HvError;
-use crate::hv::kvm::Vm;
+use crate::hv::{HvError, Vm};
 use crate::ioapic::{IoApic, MsiSink};
 use crate::virtio::blk::{AttachError, Block, BlockSlot};
 use crate::virtio::disk::{Access, Disk, DiskError, Segment};
@@ -122,7 +121,7 @@ impl std::fmt::Debug for Devices {
 }
 
 /// Interrupt messages go to the hypervisor's local APICs.
-struct Messages(Arc<Vm>);
+struct Messages(Arc<dyn Vm>);
 
 impl MsiSink for Messages {
     fn send(&self, address: u64, data: u32) {
@@ -146,7 +145,7 @@ impl Trigger for SerialLine {
 impl Devices {
     /// Builds all devices, in the order of their addresses.
     pub fn build(
-        vm: &Arc<Vm>,
+        vm: &Arc<dyn Vm>,
         ram: &GuestMemoryMmap,
         plan: &LaunchPlan,
         rootfs: File,

@@ -1,18 +1,21 @@
-//! Places an image in the guest's memory, and fills in what it asks the loader for.
+//! Places an image: shared pages in the window, private ones in RAM or in runs that a secure processor imports;
+//! and fills in what the image asks the loader for.
 //!
 //! The image is hostile too: every page must lie in RAM or in the window, and none may be loaded twice, so
 //! that what runs is what was measured.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use igvm_defs::{IGVM_VHS_MEMORY_MAP_ENTRY, MemoryMapEntryType};
-use launch::image::{Image, Page, PageKind, Parameter, ParameterArea};
+use launch::image::{Image, Page, PageKind, Parameter, ParameterArea, Start};
 use launch::layout::{PAGE_SIZE, WINDOW_BASE, WINDOW_SIZE, ram_ranges};
 use launch::plan::LaunchPlan;
+use launch::snp::{self, Backend};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 use zerocopy::IntoBytes as _;
 
 use super::memory::{self, MemoryError};
+use crate::hv::Run;
 
 /// Why an image cannot be placed.
 #[derive(Debug, thiserror::Error)]
@@ -45,36 +48,91 @@ pub enum LoadError {
     Memory(#[from] MemoryError),
 }
 
-/// Places `image` into `ram`; the window that its shared pages make comes back.
-///
-/// # Errors
-/// When a page or parameter does not fit, or two overlap.
-pub fn place(
-    image: &Image,
-    plan: &LaunchPlan,
-    ram: &GuestMemoryMmap,
-) -> Result<Option<GuestMemoryMmap>, LoadError> {
-    let shared = image.pages.iter().filter(|page| page.kind == PageKind::Shared);
-    let ends = shared.map(window_end).collect::<Result<Vec<_>, _>>()?;
-    let window = ends.into_iter().max().map(memory::window).transpose()?;
-    let mut taken = BTreeSet::new();
-    for page in &image.pages {
-        claim(&mut taken, page.gpa)?;
-        let (target, expected) = match page.kind {
-            PageKind::Shared => (window.as_ref(), "a place in the shared window"),
-            PageKind::Measured | PageKind::Unmeasured | PageKind::Secrets | PageKind::Cpuid => {
-                (Some(ram), "a place in RAM")
-            }
-        };
-        let outside = || LoadError::Outside { kind: page.kind, gpa: page.gpa, expected };
-        let target = target.filter(|memory| whole_page(memory, page.gpa)).ok_or_else(outside)?;
+/// An image whose pages all have a place in a machine.
+#[derive(Debug)]
+pub struct Placement<'a> {
+    image: &'a Image,
+    private: &'a GuestMemoryMmap,
+    /// What the loader fills in, page by page.
+    filled: BTreeMap<u64, Vec<u8>>,
+    /// Memory of the shared pages, with their content; none when there are none.
+    pub window: Option<GuestMemoryMmap>,
+}
+
+impl<'a> Placement<'a> {
+    /// Finds a place for each page, `private` for all but the shared ones, and writes the shared ones to theirs.
+    ///
+    /// # Errors
+    /// When a page or parameter does not fit, or two overlap.
+    pub fn new(image: &'a Image, plan: &LaunchPlan, private: &'a GuestMemoryMmap) -> Result<Self, LoadError> {
+        let shared = || image.pages.iter().filter(|page| page.kind == PageKind::Shared);
+        let ends = shared().map(window_end).collect::<Result<Vec<_>, _>>()?;
+        let window = ends.into_iter().max().map(memory::window).transpose()?;
+        let mut taken = BTreeSet::new();
+        for page in &image.pages {
+            claim(&mut taken, page.gpa)?;
+            let (target, expected) = match page.kind {
+                PageKind::Shared => (window.as_ref(), "a place in the shared window"),
+                PageKind::Measured | PageKind::Unmeasured | PageKind::Secrets | PageKind::Cpuid => {
+                    (Some(private), "a place in RAM")
+                }
+            };
+            let outside = || LoadError::Outside { kind: page.kind, gpa: page.gpa, expected };
+            target.filter(|memory| whole_page(memory, page.gpa)).ok_or_else(outside)?;
+        }
+        if let Start::Snp { gpa, .. } = image.start {
+            claim(&mut taken, gpa)?;
+            let outside =
+                LoadError::Outside { kind: PageKind::Measured, gpa, expected: "a save area in RAM" };
+            whole_page(private, gpa).then_some(()).ok_or(outside)?;
+        }
+        if let Some(window) = &window {
+            shared().try_for_each(|page| write(window, page, &page.data))?;
+        }
+        Ok(Self { image, private, filled: fill(image, plan)?, window })
+    }
+
+    /// Writes the private pages to where the guest will see them, in clear.
+    ///
+    /// # Errors
+    /// None in practice: each page has been found a place.
+    pub fn write_private(&self) -> Result<(), LoadError> {
+        let private = self.image.pages.iter().filter(|page| page.kind != PageKind::Shared);
         // Fresh memory is zero: a page without data is there already.
-        target.write_slice(&page.data, GuestAddress(page.gpa)).map_err(|_| outside())?;
+        private
+            .into_iter()
+            .try_for_each(|page| write(self.private, page, self.filled.get(&page.gpa).unwrap_or(&page.data)))
     }
-    for area in &image.parameters {
-        fill(area, plan, ram)?;
+
+    /// The private pages in the order in which `backend` imports them, neighbours of one kind together.
+    #[must_use]
+    pub fn runs(&self, backend: Backend) -> Vec<Run> {
+        let vmsa = match &self.image.start {
+            Start::Snp { vmsa, .. } => snp::vmsa::page(vmsa).to_vec(),
+            Start::Native(_) | Start::Reset => Vec::new(),
+        };
+        let mut runs: Vec<Run> = Vec::new();
+        let mut end = None;
+        for step in snp::steps(self.image, backend, &vmsa) {
+            let page = self.filled.get(&step.gpa).map_or(step.data, Vec::as_slice);
+            let page = if page.is_empty() { &ZEROS } else { page };
+            match runs.last_mut().filter(|run| run.page_type == step.page_type && end == Some(step.gpa)) {
+                Some(run) => run.bytes.extend_from_slice(page),
+                None => {
+                    runs.push(Run { gpa: step.gpa, page_type: step.page_type, bytes: page.to_vec() });
+                }
+            }
+            end = step.gpa.checked_add(PAGE_SIZE);
+        }
+        runs
     }
-    Ok(window)
+}
+
+const ZEROS: [u8; 4096] = [0; 4096];
+
+fn write(memory: &GuestMemoryMmap, page: &Page, data: &[u8]) -> Result<(), LoadError> {
+    let outside = |_| LoadError::Outside { kind: page.kind, gpa: page.gpa, expected: "a place in memory" };
+    memory.write_slice(data, GuestAddress(page.gpa)).map_err(outside)
 }
 
 /// Bytes of window up to the end of a shared page.
@@ -96,23 +154,32 @@ fn whole_page(memory: &GuestMemoryMmap, gpa: u64) -> bool {
     gpa.is_multiple_of(PAGE_SIZE) && memory.check_range(GuestAddress(gpa), 4096)
 }
 
-/// Fills in a parameter area, whose pages are among the image's and so already placed.
-fn fill(area: &ParameterArea, plan: &LaunchPlan, ram: &GuestMemoryMmap) -> Result<(), LoadError> {
-    let kind = PageKind::Unmeasured;
-    for (offset, parameter) in &area.parameters {
-        let value = match parameter {
-            Parameter::VpCount => plan.vcpus.to_le_bytes().to_vec(),
-            Parameter::MemoryMap => memory_map(plan.memory_mib),
-        };
-        let room = area.bytes.saturating_sub(u64::from(*offset));
-        if u64::try_from(value.len()).is_ok_and(|needed| needed > room) {
-            return Err(LoadError::Parameter { gpa: area.gpa, offset: *offset, needed: value.len() });
+/// The parameter areas' pages, which are among the image's, with what the loader has to say.
+fn fill(image: &Image, plan: &LaunchPlan) -> Result<BTreeMap<u64, Vec<u8>>, LoadError> {
+    let mut pages = BTreeMap::new();
+    for area in &image.parameters {
+        let mut bytes = vec![0; usize::try_from(area.bytes).unwrap_or(0)];
+        for (offset, parameter) in &area.parameters {
+            put(&mut bytes, area, *offset, &value(*parameter, plan))?;
         }
-        let at = GuestAddress(area.gpa.saturating_add(u64::from(*offset)));
-        let outside = |_| LoadError::Outside { kind, gpa: area.gpa, expected: "a place in RAM" };
-        ram.write_slice(&value, at).map_err(outside)?;
+        let places = (0..area.bytes).step_by(ZEROS.len()).map(|offset| area.gpa.saturating_add(offset));
+        pages.extend(places.zip(bytes.chunks(ZEROS.len()).map(<[u8]>::to_vec)));
     }
+    Ok(pages)
+}
+
+fn put(bytes: &mut [u8], area: &ParameterArea, offset: u32, value: &[u8]) -> Result<(), LoadError> {
+    let room = usize::try_from(offset).ok().and_then(|from| bytes.get_mut(from..)?.get_mut(..value.len()));
+    let needed = value.len();
+    room.ok_or(LoadError::Parameter { gpa: area.gpa, offset, needed })?.copy_from_slice(value);
     Ok(())
+}
+
+fn value(parameter: Parameter, plan: &LaunchPlan) -> Vec<u8> {
+    match parameter {
+        Parameter::VpCount => plan.vcpus.to_le_bytes().to_vec(),
+        Parameter::MemoryMap => memory_map(plan.memory_mib),
+    }
 }
 
 /// The machine's RAM as IGVM describes it, with the entry of no pages that ends it.
@@ -130,81 +197,4 @@ fn memory_map(memory_mib: u64) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use launch::image::{Platform, Start};
-    use launch::plan::Tee;
-    use zerocopy::FromZeros as _;
-
-    use super::*;
-
-    fn plan() -> LaunchPlan {
-        LaunchPlan {
-            image: "/i".into(),
-            rootfs: "/r".into(),
-            vcpus: 3,
-            memory_mib: 64,
-            tee: Tee::None,
-            host_data: launch::plan::HostData::default(),
-            hypervisor: launch::plan::Hypervisor::Auto,
-            vsock: "/v".into(),
-            console: None,
-        }
-    }
-
-    fn page(gpa: u64, kind: PageKind) -> Page {
-        Page { gpa, kind, data: vec![0x5A; 4096] }
-    }
-
-    fn try_pages(pages: Vec<Page>, parameters: Vec<ParameterArea>) -> Result<GuestMemoryMmap, LoadError> {
-        let ram = memory::ram(64).unwrap();
-        let image = Image {
-            platform: Platform::Native,
-            pages,
-            parameters,
-            start: Start::Native(Box::new(igvm_defs::IgvmNativeVpContextX64::new_zeroed())),
-            guest_policy: None,
-            id_block: None,
-        };
-        place(&image, &plan(), &ram).map(|_| ram)
-    }
-
-    #[test]
-    fn pages_and_parameters_land_where_they_should() {
-        let area = ParameterArea {
-            gpa: 0x5000,
-            bytes: 4096,
-            parameters: vec![(0, Parameter::VpCount), (64, Parameter::MemoryMap)],
-        };
-        let parameters = Page { gpa: 0x5000, kind: PageKind::Unmeasured, data: Vec::new() };
-        let pages = vec![page(0x2000, PageKind::Measured), page(WINDOW_BASE, PageKind::Shared), parameters];
-        let ram = try_pages(pages, vec![area]).unwrap();
-        assert_eq!(ram.read_obj::<u8>(GuestAddress(0x2FFF)).unwrap(), 0x5A);
-        assert_eq!(ram.read_obj::<u32>(GuestAddress(0x5000)).unwrap(), 3);
-        assert_eq!(ram.read_obj::<u64>(GuestAddress(0x5048)).unwrap(), 64 * 256);
-        assert_eq!(ram.read_obj::<u64>(GuestAddress(0x5060)).unwrap(), 0);
-    }
-
-    #[test]
-    fn misplaced_pages_are_refused() {
-        let cases = [
-            vec![page(64 << 20, PageKind::Measured)],
-            vec![page(0x2001, PageKind::Measured)],
-            vec![page(u64::MAX - 4095, PageKind::Measured)],
-            vec![page(0x1000, PageKind::Shared)],
-            vec![page(WINDOW_BASE + WINDOW_SIZE, PageKind::Shared)],
-            vec![page(WINDOW_BASE, PageKind::Measured)],
-            vec![page(0x1000, PageKind::Measured), page(0x1000, PageKind::Unmeasured)],
-        ];
-        for pages in cases {
-            let shown = format!("{:#x?}", pages.iter().map(|page| page.gpa).collect::<Vec<_>>());
-            assert!(try_pages(pages, Vec::new()).is_err(), "{shown}");
-        }
-    }
-
-    #[test]
-    fn parameters_that_do_not_fit_are_refused() {
-        let area = |gpa, parameters| vec![ParameterArea { gpa, bytes: 4096, parameters }];
-        assert!(try_pages(Vec::new(), area(0x5000, vec![(4093, Parameter::VpCount)])).is_err());
-        assert!(try_pages(Vec::new(), area(64 << 20, vec![(0, Parameter::VpCount)])).is_err());
-    }
-}
+mod tests;

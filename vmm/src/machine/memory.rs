@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use launch::layout::{WINDOW_BASE, ram_ranges};
+use boot_abi::RESET_PAGE_GPA;
+use launch::layout::{PAGE_SIZE, WINDOW_BASE, ram_ranges};
+use launch::plan::Tee;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _, GuestRegionMmap,
     MmapRegion,
 };
 
-use crate::hv::HvError;
-use crate::hv::kvm::Vm;
+use crate::hv::{HvError, Vm};
 
 /// Why there is no memory for the guest.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +52,25 @@ pub fn window(bytes: u64) -> Result<GuestMemoryMmap, MemoryError> {
     collect(vec![region(WINDOW_BASE, bytes)?])
 }
 
-/// Gives all of `memory` to the guest; returns the slots.
-pub fn map(vm: &Vm, memory: &GuestMemoryMmap) -> Result<Vec<u32>, HvError> {
+/// What the guest has as its own: RAM, and under TDX the page in which virtual CPUs start, which no device may
+/// reach.
+pub fn private(ram: &GuestMemoryMmap, tee: Tee) -> Result<GuestMemoryMmap, MemoryError> {
+    if tee != Tee::Tdx {
+        return Ok(ram.clone());
+    }
+    let reset = region(RESET_PAGE_GPA, PAGE_SIZE)?;
+    ram.insert_region(reset).map_err(|error| MemoryError::Layout(error.to_string()))
+}
+
+/// Gives all of `memory` to the guest as its own.
+pub fn map_private(vm: &dyn Vm, memory: &GuestMemoryMmap) -> Result<(), HvError> {
+    memory.iter().try_for_each(|region| {
+        vm.map_private(region.start_addr().0, region.get_mmap())?;
+        Ok(())
+    })
+}
+
+/// Gives all of `memory` to the guest, to be shared with the host; returns the slots.
+pub fn map_shared(vm: &dyn Vm, memory: &GuestMemoryMmap) -> Result<Vec<u32>, HvError> {
     memory.iter().map(|region| vm.map(region.start_addr().0, region.get_mmap())).collect()
 }

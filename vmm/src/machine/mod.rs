@@ -1,15 +1,19 @@
 //! One machine, from plan to end.
 //!
 //! A launch is a sequence of values, each consuming the last:
-//! [`Defined`] (inputs read and checked, nothing made) → [`Populated`] (memory holds the image, devices wait,
-//! no virtual CPU exists) → [`Running`]. A failure drops what there is; nothing is retried.
+//! [`Defined`] (inputs read and checked, nothing made) → [`Populated`] (memory, devices and virtual CPUs exist,
+//! the image has its place) → [`Measured`] (the hypervisor and, where there is one, the secure processor have
+//! finished the launch) → [`Running`]. A failure drops what there is; nothing is retried.
 
 mod bus;
 mod devices;
+mod expectation;
 mod load;
+mod measure;
 mod memory;
 mod ports;
 mod run;
+mod sim;
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -17,21 +21,24 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use igvm_defs::IgvmNativeVpContextX64;
-use launch::control::{MAX_SEGMENTS, Segment};
-use launch::image::{Image, ImageError, MAX_IMAGE_BYTES, Start};
+use launch::control::{MAX_SEGMENTS, Measurement, Segment};
+use launch::image::{Image, ImageError, MAX_IMAGE_BYTES};
 use launch::plan::{LaunchPlan, Tee};
+use vm_memory::GuestMemoryMmap;
 
-use crate::hv::kvm::Vm;
-use crate::hv::{HvError, Vcpu as _};
+use crate::hv::{self, HvError, Launch, Run, Settings, Vcpu, Vm};
 use crate::virtio::disk::{Access, Disk};
 
 pub use devices::{DeviceError, SlotError};
+pub use expectation::ExpectationError;
 pub use load::LoadError;
 pub use memory::MemoryError;
+pub use sim::SimError;
 
 use bus::Bus;
 use devices::Devices;
+use load::Placement;
+use measure::Loaded;
 use run::{Notice, Observer};
 
 /// Why a machine cannot be launched.
@@ -48,6 +55,9 @@ pub enum LaunchError {
     /// The image cannot be understood.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The image is not for this machine.
+    #[error(transparent)]
+    Expectation(#[from] ExpectationError),
     /// The image cannot be placed.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -60,9 +70,12 @@ pub enum LaunchError {
     /// A device cannot be made.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// This build cannot isolate a machine so.
-    #[error("isolation {0}: not supported by this machine monitor")]
-    Isolation(Tee),
+    /// What was loaded cannot be read back to measure it.
+    #[error("cannot measure the launch: {0}")]
+    Measure(#[source] vm_memory::GuestMemoryError),
+    /// There is no simulated secure processor.
+    #[error(transparent)]
+    Sim(#[from] SimError),
     /// A thread cannot be started.
     #[error("cannot start a virtual CPU thread: {0}")]
     Thread(#[source] io::Error),
@@ -83,52 +96,134 @@ impl Defined {
     /// When a file cannot be read, or the image is not one for this machine.
     pub fn new(plan: LaunchPlan) -> Result<Self, LaunchError> {
         let image = Image::decode(&read_image(&plan.image)?, plan.tee.platform())?;
+        expectation::check(&image, &plan)?;
         let rootfs = open(&plan.rootfs)?;
         Ok(Self { plan, image, rootfs })
     }
 
-    /// Makes the machine: memory with the image in it, and devices.
+    /// Makes the machine: memory, devices, virtual CPUs, and a place for the image.
     ///
     /// # Errors
     /// When the image does not fit, or the hypervisor or a device refuses.
     pub fn populate(self) -> Result<Populated, LaunchError> {
         let Self { plan, image, rootfs } = self;
-        let vm = Arc::new(Vm::create(plan.vcpus)?);
-        let ram = memory::ram(plan.memory_mib)?;
-        let window = load::place(&image, &plan, &ram)?;
-        memory::map(&vm, &ram)?;
-        let window_slots = window.map(|window| memory::map(&vm, &window)).transpose()?.unwrap_or_default();
+        let LaunchPlan { hypervisor, tee, vcpus, memory_mib, .. } = plan;
+        let vm = hv::open(&Settings {
+            hypervisor,
+            tee,
+            vcpus,
+            guest_policy: image.guest_policy,
+            host_data: plan.host_data,
+        })?;
+        let ram = memory::ram(memory_mib)?;
+        let private = memory::private(&ram, tee)?;
+        let placement = Placement::new(&image, &plan, &private)?;
+        let runs = if is_isolated(tee) {
+            placement.runs(vm.backend())
+        } else {
+            placement.write_private()?;
+            Vec::new()
+        };
+        let window = placement.window;
+        memory::map_private(&*vm, &private)?;
+        let map_window = |window| memory::map_shared(&*vm, window);
+        let window_slots = window.as_ref().map(map_window).transpose()?.unwrap_or_default();
         let devices = Devices::build(&vm, &ram, &plan, rootfs)?;
-        let Start::Native(context) = image.start else { return Err(LaunchError::Isolation(plan.tee)) };
-        Ok(Populated { plan, vm, devices, window_slots, context })
+        let vcpus = (0..vcpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Populated { plan, image, vm, ram, runs, window, window_slots, devices, vcpus })
     }
 }
 
-/// Memory holds the image; devices wait.
-#[derive(Debug)]
+/// Whether private memory is out of the host's reach, so that the image is imported rather than written.
+const fn is_isolated(tee: Tee) -> bool {
+    matches!(tee, Tee::Snp | Tee::Tdx)
+}
+
+/// Memory, devices and virtual CPUs exist; nothing is measured yet.
 pub struct Populated {
     plan: LaunchPlan,
-    vm: Arc<Vm>,
-    devices: Devices,
+    image: Image,
+    vm: Arc<dyn Vm>,
+    ram: GuestMemoryMmap,
+    runs: Vec<Run>,
+    window: Option<GuestMemoryMmap>,
     window_slots: Vec<u32>,
-    context: Box<IgvmNativeVpContextX64>,
+    devices: Devices,
+    vcpus: Vec<Box<dyn Vcpu>>,
+}
+
+impl std::fmt::Debug for Populated {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Populated").field("plan", &self.plan).finish_non_exhaustive()
+    }
 }
 
 impl Populated {
-    /// Lets the guest run. `observer` is told of marks and of the end, from virtual CPU threads.
+    /// The guest's RAM. Where it is not isolated, the image lies in it.
+    #[must_use]
+    pub fn ram(&self) -> &GuestMemoryMmap {
+        &self.ram
+    }
+
+    /// The window through which shared pages travel, if the image has any. It is the host's to write to at any
+    /// time: whoever holds a clone of it can play a hostile host.
+    #[must_use]
+    pub fn window(&self) -> Option<&GuestMemoryMmap> {
+        self.window.as_ref()
+    }
+
+    /// Launches: the hypervisor imports what is private, and the launch is measured and finished.
     ///
     /// # Errors
-    /// When a virtual CPU or its thread cannot be made.
+    /// When the hypervisor or the secure processor refuses.
+    pub fn measure(self) -> Result<Measured, LaunchError> {
+        let Self { plan, image, vm, ram, runs, window: _, window_slots, mut devices, mut vcpus } = self;
+        let (tee, host_data) = (plan.tee, plan.host_data);
+        let launch = Launch { image: &image, runs: &runs, host_data, vcpus: plan.vcpus };
+        vm.launch(&launch, &mut vcpus)?;
+        let backend = vm.backend();
+        let loaded = Loaded { image: &image, runs: &runs, ram: &ram, backend, vcpus: plan.vcpus };
+        let digest = measure::digest(tee, &loaded).map_err(LaunchError::Measure)?;
+        let measurement = digest.map(|digest| Measurement { tee, digest, host_data });
+        if let (Tee::Sim, Some(measurement)) = (tee, &measurement) {
+            devices.ports.add_reports(sim::ReportDevice::new(&image, measurement)?);
+        }
+        Ok(Measured { vm, window_slots, devices, vcpus, measurement })
+    }
+}
+
+/// The launch is finished: nothing more can be put into the guest.
+pub struct Measured {
+    vm: Arc<dyn Vm>,
+    window_slots: Vec<u32>,
+    devices: Devices,
+    vcpus: Vec<Box<dyn Vcpu>>,
+    measurement: Option<Measurement>,
+}
+
+impl std::fmt::Debug for Measured {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Measured").field("measurement", &self.measurement).finish_non_exhaustive()
+    }
+}
+
+impl Measured {
+    /// What the guest's reports are to say; nothing where nothing isolates it.
+    #[must_use]
+    pub fn measurement(&self) -> Option<&Measurement> {
+        self.measurement.as_ref()
+    }
+
+    /// Lets the guest run. `observer` is told of marks and of the end, on virtual CPU threads: the one that tells
+    /// stands still until the observer returns.
+    ///
+    /// # Errors
+    /// When a virtual CPU's thread cannot be made.
     pub fn start(self, observer: impl Fn(Notice) + Send + Sync + 'static) -> Result<Running, LaunchError> {
-        let Self { plan, vm, devices, window_slots, context } = self;
-        let observer = Observer::new(observer, Arc::clone(&vm), window_slots);
-        let observer = Arc::new(observer);
+        let Self { vm, window_slots, devices, vcpus, measurement: _ } = self;
+        let observer = Arc::new(Observer::new(observer, vm, window_slots));
         let Devices { bus, ports, slots, loops } = devices;
         let ports = Arc::new(Mutex::new(ports));
-        let mut vcpus = (0..plan.vcpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
-        if let Some(first) = vcpus.first_mut() {
-            first.set_context(&context)?;
-        }
         for (id, vcpu) in vcpus.into_iter().enumerate() {
             let (bus, ports, observer) = (Arc::clone(&bus), Arc::clone(&ports), Arc::clone(&observer));
             let work = move || run::until_end(vcpu, id == 0, &bus, &ports, &observer);

@@ -7,8 +7,7 @@ use vm_superio::Trigger;
 
 use super::bus::Bus;
 use super::ports::{Effect, Ports};
-use crate::hv::kvm::Vm;
-use crate::hv::{self, Vcpu};
+use crate::hv::{self, Vcpu, Vm};
 
 /// Stack of a virtual CPU's thread: the loop is shallow, and devices work on threads of their own.
 pub const STACK_BYTES: usize = 128 * 1024;
@@ -25,15 +24,20 @@ pub enum Notice {
 /// Where notices go, and the window that the guest loses once its kernel is entered.
 pub struct Observer {
     tell: Box<dyn Fn(Notice) + Send + Sync>,
-    vm: Arc<Vm>,
+    vm: Arc<dyn Vm>,
     window_slots: Mutex<Vec<u32>>,
 }
 
 impl Observer {
-    pub fn new(tell: impl Fn(Notice) + Send + Sync + 'static, vm: Arc<Vm>, window_slots: Vec<u32>) -> Self {
+    pub fn new(
+        tell: impl Fn(Notice) + Send + Sync + 'static,
+        vm: Arc<dyn Vm>,
+        window_slots: Vec<u32>,
+    ) -> Self {
         Self { tell: Box::new(tell), vm, window_slots: Mutex::new(window_slots) }
     }
 
+    /// Passes a mark on. The guest stands still until whoever is told has returned.
     fn reached(&self, mark: Mark) -> Result<(), Exit> {
         (self.tell)(Notice::Reached(mark));
         if mark == Mark::KernelEntry {
@@ -49,20 +53,20 @@ impl Observer {
 
 /// Runs `vcpu` until the machine ends, and says why.
 pub fn until_end<T: Trigger>(
-    mut vcpu: impl Vcpu,
+    mut vcpu: Box<dyn Vcpu>,
     first: bool,
     bus: &Bus,
     ports: &Mutex<Ports<T>>,
     observer: &Observer,
 ) {
     let end = if first { observer.reached(Mark::FirstEntry) } else { Ok(()) };
-    let end = end.and_then(|()| loop_until_end(&mut vcpu, bus, ports, observer));
+    let end = end.and_then(|()| loop_until_end(vcpu.as_mut(), bus, ports, observer));
     let Err(exit) = end else { return };
     (observer.tell)(Notice::Ended(exit));
 }
 
 fn loop_until_end<T: Trigger>(
-    vcpu: &mut impl Vcpu,
+    vcpu: &mut dyn Vcpu,
     bus: &Bus,
     ports: &Mutex<Ports<T>>,
     observer: &Observer,
@@ -82,6 +86,7 @@ fn loop_until_end<T: Trigger>(
                     Effect::End(exit) => return Err(exit),
                 }
             }
+            hv::Exit::Terminated(why) => return Err(Exit::Terminated(why)),
             hv::Exit::Shutdown => return Err(Exit::TripleFault),
             hv::Exit::Failed(why) => return Err(Exit::Internal(why)),
         }

@@ -19,6 +19,20 @@ const FEATURE_HTT: u32 = 1 << 28;
 const LEVEL_SMT: u32 = 1;
 const LEVEL_CORE: u32 = 2;
 
+/// KVM's own features (Linux `arch/x86/include/uapi/asm/kvm_para.h`): no delay after port accesses, the clock
+/// by its newer registers, and that this clock never jumps.
+const LEAF_KVM_FEATURES: u32 = 0x4000_0001;
+const KVM_FEATURES_ISOLATED: u32 = 1 << 1 | 1 << 3 | 1 << 24;
+
+/// What of it an isolated guest is shown: no feature by which the host writes into the guest's memory, save the
+/// clock.
+pub fn for_isolated(supported: &CpuId) -> CpuId {
+    let mut cpuid = supported.clone();
+    let features = cpuid.as_mut_slice().iter_mut().filter(|entry| entry.function == LEAF_KVM_FEATURES);
+    features.for_each(|entry| entry.eax &= KVM_FEATURES_ISOLATED);
+    cpuid
+}
+
 /// Adapts what KVM supports to virtual CPU `id` of `count`: one package of single-threaded cores.
 pub fn for_vcpu(supported: &CpuId, id: u32, count: u32) -> Result<CpuId, HvError> {
     let mut cpuid = supported.clone();

@@ -4,6 +4,8 @@
 //! machines and other hypervisors need too.
 
 mod cpuid;
+mod isolated;
+mod registers;
 mod vcpu;
 mod vm;
 
@@ -11,6 +13,7 @@ use std::io;
 
 use super::HvError;
 
+pub use isolated::IsolatedVm;
 pub use vcpu::KvmVcpu;
 pub use vm::Vm;
 

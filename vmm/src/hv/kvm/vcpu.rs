@@ -2,11 +2,11 @@
 
 use std::io;
 
-use igvm_defs::IgvmNativeVpContextX64;
-use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use launch::image::Start;
 
-use super::call;
+use super::{call, registers};
 use crate::hv::{Exit, HvError, Vcpu};
 
 /// `IA32_MTRR_DEF_TYPE`: MTRRs on, memory write-back unless said otherwise.
@@ -37,47 +37,14 @@ impl KvmVcpu {
 }
 
 impl Vcpu for KvmVcpu {
-    fn set_context(&mut self, context: &IgvmNativeVpContextX64) -> Result<(), HvError> {
+    fn set_start(&mut self, start: &Start) -> Result<(), HvError> {
         let mut sregs = self.fd.get_sregs().map_err(call("KVM_GET_SREGS"))?;
-        let data = segment(
-            context.data_selector,
-            context.data_attributes,
-            u64::from(context.data_base),
-            context.data_limit,
-        );
-        sregs.cs = segment(
-            context.code_selector,
-            context.code_attributes,
-            u64::from(context.code_base),
-            context.code_limit,
-        );
-        (sregs.ds, sregs.es, sregs.fs, sregs.ss) = (data, data, data, data);
-        sregs.gs = kvm_segment { base: context.gs_base, ..data };
-        (sregs.gdt.base, sregs.gdt.limit) = (context.gdtr_base, context.gdtr_limit);
-        (sregs.idt.base, sregs.idt.limit) = (context.idtr_base, context.idtr_limit);
-        (sregs.cr0, sregs.cr3, sregs.cr4) = (context.cr0, context.cr3, context.cr4);
-        sregs.efer = context.efer;
-        self.fd.set_sregs(&sregs).map_err(call("KVM_SET_SREGS"))?;
-        let regs = kvm_regs {
-            rax: context.rax,
-            rbx: context.rbx,
-            rcx: context.rcx,
-            rdx: context.rdx,
-            rsi: context.rsi,
-            rdi: context.rdi,
-            rsp: context.rsp,
-            rbp: context.rbp,
-            r8: context.r8,
-            r9: context.r9,
-            r10: context.r10,
-            r11: context.r11,
-            r12: context.r12,
-            r13: context.r13,
-            r14: context.r14,
-            r15: context.r15,
-            rip: context.rip,
-            rflags: context.rflags,
+        let regs = match start {
+            Start::Native(context) => registers::native(context, &mut sregs),
+            Start::Snp { vmsa, .. } => registers::save_area(vmsa, &mut sregs),
+            Start::Reset => return Ok(()),
         };
+        self.fd.set_sregs(&sregs).map_err(call("KVM_SET_SREGS"))?;
         self.fd.set_regs(&regs).map_err(call("KVM_SET_REGS"))
     }
 
@@ -106,25 +73,5 @@ impl Vcpu for KvmVcpu {
             }
             other => Exit::Failed(format!("KVM exit that this machine never asks for: {other:?}")),
         })
-    }
-}
-
-/// A segment from an IGVM context's attributes: descriptor bits 40–55, limit bits cleared.
-fn segment(selector: u16, attributes: u16, base: u64, limit: u32) -> kvm_segment {
-    let bit = |at: u16| u8::from(attributes >> at & 1 != 0);
-    kvm_segment {
-        base,
-        limit,
-        selector,
-        type_: u8::try_from(attributes & 0xF).unwrap_or(0),
-        s: bit(4),
-        dpl: u8::try_from(attributes >> 5 & 3).unwrap_or(0),
-        present: bit(7),
-        avl: bit(12),
-        l: bit(13),
-        db: bit(14),
-        g: bit(15),
-        unusable: 0,
-        padding: 0,
     }
 }

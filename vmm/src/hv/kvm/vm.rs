@@ -9,14 +9,14 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use launch::layout::IOAPIC_PINS;
+use launch::snp::Backend;
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::vcpu::KvmVcpu;
 use super::{call, cpuid};
-use crate::hv::HvError;
+use crate::hv::{self, HvError, KVM_DEVICE, Launch, Vcpu};
 
-const KVM_DEVICE: &str = "/dev/kvm";
 /// Three pages below the BIOS area that Intel's real-mode emulation wants; never RAM in this layout.
 const TSS_ADDRESS: usize = 0xFFFB_D000;
 
@@ -66,32 +66,6 @@ impl Vm {
         Ok(Self { fd, supported, vcpus, slots: std::sync::Mutex::default() })
     }
 
-    /// Backs guest memory from `gpa` on. Returns the slot.
-    ///
-    /// # Errors
-    /// When KVM refuses the range.
-    pub fn map(&self, gpa: u64, memory: Arc<MmapRegion>) -> Result<u32, HvError> {
-        let mut slots = self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let slot = u32::try_from(slots.len()).unwrap_or(u32::MAX);
-        self.set_region(slot, gpa, memory.size() as u64, memory.as_ptr().expose_provenance() as u64)?;
-        slots.push(Some(memory));
-        Ok(slot)
-    }
-
-    /// Takes the memory of `slot` away from the guest and lets go of it.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn unmap(&self, slot: u32) -> Result<(), HvError> {
-        let mut slots = self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let entry = usize::try_from(slot).ok().and_then(|index| slots.get_mut(index));
-        if let Some(memory) = entry.filter(|memory| memory.is_some()) {
-            self.set_region(slot, 0, 0, 0)?;
-            *memory = None;
-        }
-        Ok(())
-    }
-
     fn set_region(&self, slot: u32, gpa: u64, size: u64, host: u64) -> Result<(), HvError> {
         let region = kvm_userspace_memory_region {
             slot,
@@ -104,33 +78,54 @@ impl Vm {
         // and guests may write to it at any time: it is only ever accessed as volatile memory.
         unsafe { self.fd.set_user_memory_region(region) }.map_err(call("KVM_SET_USER_MEMORY_REGION"))
     }
+}
 
-    /// Makes guest writes of `value` (32 bits) to `gpa` signal `event` without leaving the kernel.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn signal_on_write(&self, gpa: u64, value: u32, event: &EventFd) -> Result<(), HvError> {
+impl hv::Vm for Vm {
+    fn backend(&self) -> Backend {
+        Backend::Kvm
+    }
+
+    fn map(&self, gpa: u64, memory: Arc<MmapRegion>) -> Result<u32, HvError> {
+        let mut slots = self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let slot = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+        self.set_region(slot, gpa, memory.size() as u64, memory.as_ptr().expose_provenance() as u64)?;
+        slots.push(Some(memory));
+        Ok(slot)
+    }
+
+    fn map_private(&self, gpa: u64, shared: Arc<MmapRegion>) -> Result<u32, HvError> {
+        self.map(gpa, shared)
+    }
+
+    fn unmap(&self, slot: u32) -> Result<(), HvError> {
+        let mut slots = self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let entry = usize::try_from(slot).ok().and_then(|index| slots.get_mut(index));
+        if let Some(memory) = entry.filter(|memory| memory.is_some()) {
+            self.set_region(slot, 0, 0, 0)?;
+            *memory = None;
+        }
+        Ok(())
+    }
+
+    fn signal_on_write(&self, gpa: u64, value: u32, event: &EventFd) -> Result<(), HvError> {
         let address = IoEventAddress::Mmio(gpa);
         self.fd.register_ioevent(event, &address, value).map_err(call("KVM_IOEVENTFD"))
     }
 
-    /// Delivers a message-signalled interrupt.
-    ///
-    /// # Errors
-    /// When KVM refuses the message.
-    pub fn send_msi(&self, address: u64, data: u32) -> Result<(), HvError> {
+    fn send_msi(&self, address: u64, data: u32) -> Result<(), HvError> {
         let [low, high] = [address & 0xFFFF_FFFF, address >> 32].map(|half| u32::try_from(half).unwrap_or(0));
         let message = kvm_msi { address_lo: low, address_hi: high, data, ..Default::default() };
         self.fd.signal_msi(message).map(|_| ()).map_err(call("KVM_SIGNAL_MSI"))
     }
 
-    /// Creates virtual CPU `id`; its APIC id is the same number.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn create_vcpu(&self, id: u32) -> Result<KvmVcpu, HvError> {
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, HvError> {
         let fd = self.fd.create_vcpu(u64::from(id)).map_err(call("KVM_CREATE_VCPU"))?;
         let cpuid = cpuid::for_vcpu(&self.supported, id, self.vcpus)?;
-        KvmVcpu::new(fd, &cpuid)
+        Ok(Box::new(KvmVcpu::new(fd, &cpuid)?))
+    }
+
+    fn launch(&self, launch: &Launch<'_>, vcpus: &mut [Box<dyn Vcpu>]) -> Result<(), HvError> {
+        // The image lies in RAM, and the other virtual CPUs wait for the first to start them.
+        vcpus.iter_mut().take(1).try_for_each(|first| first.set_start(&launch.image.start))
     }
 }

@@ -1,0 +1,1 @@
+//! Recorded launches.
