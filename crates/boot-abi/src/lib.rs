@@ -203,7 +203,7 @@ pub enum StubPort {
     KernelEntry = 2,
     /// The stub will not go on; the reason follows as text and is ended by [`StubPort::End`].
     Refused = 3,
-    /// The kernel is in private memory and not hashed yet.
+    /// The kernel has been copied into private memory, and its hash is about to be taken.
     Copied = 4,
 }
 

@@ -222,7 +222,6 @@ fn start(
                 boot.lock().unwrap_or_else(PoisonError::into_inner).measurement = Some(measurement);
                 return;
             }
-            Event::Measured(_) => return,
             Event::Refused(why) => format!("launch refused: {why}"),
             Event::Ended(exit) => exit.to_string(),
         };

@@ -70,12 +70,7 @@ const LEAF_SEV: u32 = 0x8000_001F;
 const _: () = assert!(LEAVES.len() <= abi::CPUID_ENTRIES);
 
 /// What the hypervisor shows virtual processor `vp` for a leaf: EAX to EDX.
-pub fn query(
-    kernel: &dyn Kernel,
-    fd: BorrowedFd<'_>,
-    vp: u32,
-    leaf: Leaf,
-) -> Result<[U32; 4], HvError> {
+pub fn query(kernel: &dyn Kernel, fd: BorrowedFd<'_>, vp: u32, leaf: Leaf) -> Result<[U32; 4], HvError> {
     let mut input: abi::CpuidQuery = abi::zeroed();
     input.vp = vp.into();
     input.flags = abi::CPUID_WITH_REGISTERED_VALUES.into();

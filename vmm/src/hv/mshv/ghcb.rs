@@ -191,8 +191,6 @@ pub enum Doorbell {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Refusal {
-    /// The page was not registered.
-    NotRegistered = 1,
     /// The page is in a format that is not spoken here.
     Usage = 2,
     /// The buffer is not where it must be.
@@ -331,9 +329,7 @@ impl<'a> Ghcb<'a> {
         let (info1, info2) = (message.info1.get(), message.info2.get());
         match message.exit_code.get() {
             EXIT_IOIO => self.port(info1),
-            EXIT_MMIO_READ => {
-                Ok(Request::MmioRead { gpa: info1, length: self.mmio_length(message, gpa)? })
-            }
+            EXIT_MMIO_READ => Ok(Request::MmioRead { gpa: info1, length: self.mmio_length(message, gpa)? }),
             EXIT_MMIO_WRITE => {
                 let length = self.mmio_length(message, gpa)?;
                 let mut data = [0; 8];

@@ -42,7 +42,14 @@ struct Signal {
 
 impl Partition {
     pub fn new(kernel: Arc<dyn Kernel>, fd: OwnedFd, vcpus: u32) -> Self {
-        Self { kernel, fd, vcpus, memory: Mutex::default(), signals: Mutex::default(), features: OnceLock::new() }
+        Self {
+            kernel,
+            fd,
+            vcpus,
+            memory: Mutex::default(),
+            signals: Mutex::default(),
+            features: OnceLock::new(),
+        }
     }
 
     pub fn kernel(&self) -> &dyn Kernel {
@@ -72,7 +79,13 @@ impl Partition {
         let mut input: abi::Property = abi::zeroed();
         input.name.code = property.code.into();
         input.value = value.into();
-        hypercall(self.kernel(), self.fd(), Call::once(abi::HVCALL_SET_PARTITION_PROPERTY, property.call), &mut input, &mut [])
+        hypercall(
+            self.kernel(),
+            self.fd(),
+            Call::once(abi::HVCALL_SET_PARTITION_PROPERTY, property.call),
+            &mut input,
+            &mut [],
+        )
     }
 
     /// Tells the hypervisor of a slot's memory, or that it is to forget it.
@@ -206,7 +219,9 @@ fn batches(gpa: u64, length: u64) -> impl Iterator<Item = impl Iterator<Item = u
     let (first, end) = (gpa / abi::PAGE, gpa.saturating_add(length).div_ceil(abi::PAGE));
     let page = |number| number * abi::PAGE;
     let starts = std::iter::successors(Some(first), |start| start.checked_add(ACCESS_BATCH));
-    starts.take_while(move |start| *start < end).map(move |start| (start..end.min(start + ACCESS_BATCH)).map(page))
+    starts
+        .take_while(move |start| *start < end)
+        .map(move |start| (start..end.min(start + ACCESS_BATCH)).map(page))
 }
 
 /// The argument that has `pages` behind its head.

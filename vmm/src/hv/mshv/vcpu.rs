@@ -71,16 +71,7 @@ impl MshvVcpu {
         let fd = fd.map_err(partition::failed(request.name))?;
         let ghcb = kernel.map_run_at(fd.as_fd(), abi::GHCB_MAP_OFFSET, abi::PAGE_BYTES);
         let ghcb = ghcb.map_err(partition::failed("mmap of a virtual processor's GHCB"))?;
-        Ok(Self {
-            id,
-            ghcb,
-            fd,
-            partition,
-            registered: None,
-            doorbell: None,
-            data: [0; 8],
-            unanswered: None,
-        })
+        Ok(Self { id, ghcb, fd, partition, registered: None, doorbell: None, data: [0; 8], unanswered: None })
     }
 
     /// The page that the guest asks by.
@@ -112,18 +103,21 @@ impl MshvVcpu {
         let payload = &message.payload[..];
         Ok(match message.kind.get() {
             abi::HVMSG_X64_SEV_VMGEXIT_INTERCEPT => {
-                let (intercept, _) = abi::VmgexitIntercept::read_from_prefix(payload).map_err(|_| short(message))?;
+                let (intercept, _) =
+                    abi::VmgexitIntercept::read_from_prefix(payload).map_err(|_| short(message))?;
                 self.vmgexit(&intercept)?
             }
             abi::HVMSG_GPA_ATTRIBUTE_INTERCEPT => {
-                let (intercept, _) = abi::AttributeIntercept::read_from_prefix(payload).map_err(|_| short(message))?;
+                let (intercept, _) =
+                    abi::AttributeIntercept::read_from_prefix(payload).map_err(|_| short(message))?;
                 self.change_visibility(&intercept)?
             }
             // The I/O APIC's lines are edge-triggered: an end of interrupt has no consequence.
             abi::HVMSG_X64_APIC_EOI => Next::Again,
             abi::HVMSG_UNRECOVERABLE_EXCEPTION => Next::Shutdown,
             kind @ (abi::HVMSG_UNMAPPED_GPA | abi::HVMSG_GPA_INTERCEPT | abi::HVMSG_UNACCEPTED_GPA) => {
-                let (intercept, _) = abi::MemoryIntercept::read_from_prefix(payload).map_err(|_| short(message))?;
+                let (intercept, _) =
+                    abi::MemoryIntercept::read_from_prefix(payload).map_err(|_| short(message))?;
                 let what = match kind {
                     abi::HVMSG_UNMAPPED_GPA => "memory that is not there",
                     abi::HVMSG_GPA_INTERCEPT => "memory in a way that it does not permit",
@@ -143,8 +137,11 @@ impl MshvVcpu {
         let (count, visibility) = (flags & 0x1F, flags >> 6 & 3);
         let (adjust, memory_type) = (flags >> 5 & 1, flags >> 8 & 0x3F);
         let ranges = usize::try_from(count).ok().and_then(|count| intercept.ranges.get(..count));
-        let Some(ranges) = ranges.filter(|ranges| !ranges.is_empty() && adjust == 0 && memory_type == 0) else {
-            return Ok(Next::Failed(format!("the guest changes page attributes in an unknown way: {flags:#x}")));
+        let Some(ranges) = ranges.filter(|ranges| !ranges.is_empty() && adjust == 0 && memory_type == 0)
+        else {
+            return Ok(Next::Failed(format!(
+                "the guest changes page attributes in an unknown way: {flags:#x}"
+            )));
         };
         for range in ranges {
             let Some((gpa, pages)) = page_range(range.get()) else {
@@ -285,7 +282,11 @@ impl MshvVcpu {
         if let Some((gpa, pages)) = certificates.filter(|(_, pages)| *pages > 0) {
             let apart = gpa != request && gpa != response;
             let length = END_OF_CERTIFICATES.len() as u64;
-            if pages > MAX_CERTIFICATE_PAGES || !whole(gpa) || !apart || self.partition.acquire(gpa, length).is_err() {
+            if pages > MAX_CERTIFICATE_PAGES
+                || !whole(gpa)
+                || !apart
+                || self.partition.acquire(gpa, length).is_err()
+            {
                 return Err(Refusal::Input.into());
             }
             if !self.partition.memory().write(gpa, &END_OF_CERTIFICATES) {
@@ -295,7 +296,8 @@ impl MshvVcpu {
         let mut pair = abi::Pair { first: request.into(), second: response.into() };
         let issued = self.partition.call(abi::ISSUE_PSP_GUEST_REQUEST, pair.as_mut_bytes());
         // The kernel has released the host's access to both pages, whatever came of the request.
-        [request, response].map(|gpa| self.partition.forget(gpa));
+        self.partition.forget(request);
+        self.partition.forget(response);
         let mut ghcb = Ghcb::new(&mut self.ghcb);
         match issued {
             Ok(()) => ghcb.succeed_with(0)?,
@@ -390,7 +392,9 @@ impl Vcpu for MshvVcpu {
             Next::PortOut(port, length) => Exit::PortOut(port, self.data.get(..length).unwrap_or_default()),
             Next::PortIn(port, length) => Exit::PortIn(port, self.data.get_mut(..length).unwrap_or_default()),
             Next::MmioWrite(gpa, length) => Exit::MmioWrite(gpa, self.data.get(..length).unwrap_or_default()),
-            Next::MmioRead(gpa, length) => Exit::MmioRead(gpa, self.data.get_mut(..length).unwrap_or_default()),
+            Next::MmioRead(gpa, length) => {
+                Exit::MmioRead(gpa, self.data.get_mut(..length).unwrap_or_default())
+            }
             Next::Shutdown => Exit::Shutdown,
             Next::Terminated(why) => Exit::Terminated(why),
             Next::Failed(why) => Exit::Failed(why),

@@ -35,8 +35,6 @@ fn structures_agree() {
         (size_of::<abi::PageList>(), size_of::<theirs::mshv_import_isolated_pages>()),
         (size_of::<abi::PageList>(), size_of::<theirs::mshv_modify_gpa_host_access>()),
         (size_of::<abi::LaunchFinish>(), size_of::<theirs::mshv_complete_isolated_import>()),
-        (size_of::<abi::IdBlock>(), size_of::<theirs::hv_snp_id_block>()),
-        (size_of::<abi::IdAuth>(), size_of::<theirs::hv_snp_id_auth_info>()),
         (size_of::<abi::Pair>(), size_of::<theirs::mshv_issue_psp_guest_request>()),
         (size_of::<abi::Pair>(), size_of::<theirs::mshv_sev_snp_ap_create>()),
         (size_of::<abi::Hypercall>(), size_of::<theirs::mshv_root_hvcall>()),
@@ -58,12 +56,9 @@ fn structures_agree() {
             offset_of!(abi::MemoryIntercept, gpa),
             offset_of!(theirs::hv_x64_memory_intercept_message, guest_physical_address),
         ),
-        (
-            offset_of!(abi::LaunchFinish, host_data),
-            offset_of!(theirs::hv_psp_launch_finish_data, host_data),
-        ),
-        (offset_of!(abi::IdAuth, id_key), offset_of!(theirs::hv_snp_id_auth_info, id_key)),
-        (offset_of!(abi::IdAuth, author_key), offset_of!(theirs::hv_snp_id_auth_info, author_key)),
+        (offset_of!(abi::LaunchFinish, host_data), offset_of!(theirs::hv_psp_launch_finish_data, host_data)),
+        (offset_of!(abi::LaunchFinish, id_auth), offset_of!(theirs::hv_psp_launch_finish_data, id_auth_info)),
+        (abi::ID_BLOCK_POLICY, offset_of!(theirs::hv_snp_id_block, policy)),
         (
             offset_of!(abi::VmgexitIntercept, ghcb_msr),
             offset_of!(theirs::hv_x64_vmgexit_intercept_message, ghcb_msr),
@@ -78,7 +73,10 @@ fn structures_agree() {
 fn codes_agree() {
     use theirs::*;
     let pairs = [
-        (abi::SYNTHETIC_FEATURES.code, hv_partition_property_code_HV_PARTITION_PROPERTY_SYNTHETIC_PROC_FEATURES),
+        (
+            abi::SYNTHETIC_FEATURES.code,
+            hv_partition_property_code_HV_PARTITION_PROPERTY_SYNTHETIC_PROC_FEATURES,
+        ),
         (abi::TIME_FREEZE.code, hv_partition_property_code_HV_PARTITION_PROPERTY_TIME_FREEZE),
         (abi::ISOLATION_STATE.code, hv_partition_property_code_HV_PARTITION_PROPERTY_ISOLATION_STATE),
         (abi::ISOLATION_POLICY.code, hv_partition_property_code_HV_PARTITION_PROPERTY_ISOLATION_POLICY),
@@ -86,7 +84,10 @@ fn codes_agree() {
             abi::UNIMPLEMENTED_MSR_ACTION.code,
             hv_partition_property_code_HV_PARTITION_PROPERTY_UNIMPLEMENTED_MSR_ACTION,
         ),
-        (abi::SEV_VMGEXIT_OFFLOADS.code, hv_partition_property_code_HV_PARTITION_PROPERTY_SEV_VMGEXIT_OFFLOADS),
+        (
+            abi::SEV_VMGEXIT_OFFLOADS.code,
+            hv_partition_property_code_HV_PARTITION_PROPERTY_SEV_VMGEXIT_OFFLOADS,
+        ),
         (
             abi::PROCESSOR_FEATURES[0].code,
             hv_partition_property_code_HV_PARTITION_PROPERTY_PROCESSOR_FEATURES0,
@@ -111,11 +112,17 @@ fn codes_agree() {
         (abi::HVMSG_UNRECOVERABLE_EXCEPTION, hv_message_type_HVMSG_UNRECOVERABLE_EXCEPTION),
         (abi::HVMSG_X64_APIC_EOI, hv_message_type_HVMSG_X64_APIC_EOI),
         (abi::HVMSG_X64_SEV_VMGEXIT_INTERCEPT, hv_message_type_HVMSG_X64_SEV_VMGEXIT_INTERCEPT),
-        (u32::from(abi::HOST_ACCESS_ACQUIRE), 1 << MSHV_GPA_HOST_ACCESS_BIT_ACQUIRE
-            | 1 << MSHV_GPA_HOST_ACCESS_BIT_READABLE
-            | 1 << MSHV_GPA_HOST_ACCESS_BIT_WRITABLE),
+        (
+            u32::from(abi::HOST_ACCESS_ACQUIRE),
+            1 << MSHV_GPA_HOST_ACCESS_BIT_ACQUIRE
+                | 1 << MSHV_GPA_HOST_ACCESS_BIT_READABLE
+                | 1 << MSHV_GPA_HOST_ACCESS_BIT_WRITABLE,
+        ),
         (u32::from(abi::MEMORY_UNMAP), 1 << MSHV_SET_MEM_BIT_UNMAP),
-        (u32::from(abi::MEMORY_READ_WRITE_EXECUTE), 1 << MSHV_SET_MEM_BIT_WRITABLE | 1 << MSHV_SET_MEM_BIT_EXECUTABLE),
+        (
+            u32::from(abi::MEMORY_READ_WRITE_EXECUTE),
+            1 << MSHV_SET_MEM_BIT_WRITABLE | 1 << MSHV_SET_MEM_BIT_EXECUTABLE,
+        ),
     ];
     for (index, (ours, theirs)) in pairs.into_iter().enumerate() {
         assert_eq!(ours, theirs, "pair {index}");

@@ -38,7 +38,8 @@ impl Guest {
         let image = image();
         let mut vcpus = vec![vm.create_vcpu(0).unwrap()];
         let runs = runs(&image);
-        vm.launch(&Launch { image: &image, runs: &runs, host_data: HOST_DATA, vcpus: 3 }, &mut vcpus).unwrap();
+        vm.launch(&Launch { image: &image, runs: &runs, host_data: HOST_DATA, vcpus: 3 }, &mut vcpus)
+            .unwrap();
         let mut guest = Self { vcpu: vm.vcpu(id).unwrap(), kernel, vm };
         guest.msr(GHCB_GPA | 0x12);
         assert_eq!(guest.registers(), [(0x9_0041, GHCB_GPA | 1), (0x9_0019, GHCB_GPA | 0x13)]);
@@ -91,7 +92,8 @@ impl Guest {
     /// Registers that were set since the launch, with their values.
     fn registers(&self) -> Vec<(u32, u64)> {
         let log = self.kernel.log();
-        let own = log.iter().filter(|entry| entry.on == "MSHV_CREATE_VP" && entry.argument.first() == Some(&0x51));
+        let own =
+            log.iter().filter(|entry| entry.on == "MSHV_CREATE_VP" && entry.argument.first() == Some(&0x51));
         let pairs = own.map(|entry| {
             let register = abi::Register::ref_from_bytes(&entry.nested[0].2).unwrap();
             (register.name.get(), register.value.get())
@@ -131,7 +133,10 @@ fn ports_are_written_and_read() {
     let mut guest = Guest::new();
     guest.page(RAX, 0x1122_3344);
     assert!(matches!(guest.ask(0x7B, 0x600 << 16 | 1 << 4, 0), Exit::PortOut(0x600, [0x44])));
-    assert!(matches!(guest.ask(0x7B, 0x600 << 16 | 4 << 4, 0), Exit::PortOut(0x600, [0x44, 0x33, 0x22, 0x11])));
+    assert!(matches!(
+        guest.ask(0x7B, 0x600 << 16 | 4 << 4, 0),
+        Exit::PortOut(0x600, [0x44, 0x33, 0x22, 0x11])
+    ));
     assert_eq!(guest.read(EXIT_INFO1), 0);
     guest.page(RAX, u64::MAX);
     match guest.ask(0x7B, 0x604 << 16 | 2 << 4 | 1, 0) {
@@ -147,7 +152,10 @@ fn ports_are_written_and_read() {
 fn devices_are_written_and_read() {
     let mut guest = Guest::new();
     guest.page(BUFFER, 0x8877_6655_4433_2211);
-    assert!(matches!(guest.ask(0x8000_0002, 0xD000_0050, 4), Exit::MmioWrite(0xD000_0050, [0x11, 0x22, 0x33, 0x44])));
+    assert!(matches!(
+        guest.ask(0x8000_0002, 0xD000_0050, 4),
+        Exit::MmioWrite(0xD000_0050, [0x11, 0x22, 0x33, 0x44])
+    ));
     match guest.ask(0x8000_0001, 0xD000_0000, 8) {
         Exit::MmioRead(0xD000_0000, data) => data.copy_from_slice(&[9; 8]),
         other => panic!("{other:?}"),
@@ -281,11 +289,9 @@ fn a_page_that_is_no_ram_is_not_registered() {
         assert_eq!(guest.registers().last(), Some(&(0x9_0019, 0xFFFF_FFFF_FFFF_F013)), "{gpa:#x}");
     }
     guest.kernel.part().refuse = Some((abi::HVCALL_SET_VP_REGISTERS, abi::REGISTER_SEV_GHCB_GPA, 5));
-    let error = guest.come_back_with(abi::HVMSG_X64_SEV_VMGEXIT_INTERCEPT, {
-        let mut intercept: abi::VmgexitIntercept = abi::zeroed();
-        intercept.ghcb_msr = (0x15_0000 | 0x12).into();
-        &intercept.as_bytes().to_vec()
-    });
+    let mut intercept: abi::VmgexitIntercept = abi::zeroed();
+    intercept.ghcb_msr = (0x15_0000 | 0x12).into();
+    let error = guest.come_back_with(abi::HVMSG_X64_SEV_VMGEXIT_INTERCEPT, intercept.as_bytes());
     assert!(error.unwrap_err().to_string().contains("GHCB address"));
 }
 
@@ -398,7 +404,9 @@ fn a_doorbell_is_set_asked_for_and_taken_back() {
 fn features_and_the_end_may_be_asked_for_by_page() {
     let mut guest = Guest::new();
     assert_eq!((guest.outcome(0x8000_FFFD, 0, 0), guest.read(EXIT_INFO2)), (0, 3));
-    assert!(matches!(guest.ask(0x8000_FFFE, 0x31, 0), Exit::Terminated(why) if why.contains("set 1, code 0x3")));
+    assert!(
+        matches!(guest.ask(0x8000_FFFE, 0x31, 0), Exit::Terminated(why) if why.contains("set 1, code 0x3"))
+    );
 }
 
 #[test]
@@ -413,14 +421,14 @@ fn shared_pages_are_acquired_and_released() {
     let calls: Vec<_> = calls.map(|entry| words(&entry.argument)).collect();
     assert_eq!(calls, [vec![7, 2, 0x15_0000, 0x15_1000], vec![7, 1, 0x18_0000]]);
     // What the host has is not asked for again; what it has not, devices may still ask for.
-    guest.vm.access(0x15_0FFF, 2).unwrap();
-    guest.vm.access(0x15_1000, 0x1001).unwrap();
+    guest.vm.acquire(0x15_0FFF, 2).unwrap();
+    guest.vm.acquire(0x15_1000, 0x1001).unwrap();
     assert_eq!(guest.last_argument("MSHV_MODIFY_GPA_HOST_ACCESS"), Some(vec![7, 1, 0x15_2000]));
     assert!(matches!(guest.attributes(0, &[0x15_0000 | 1]), Exit::Again));
     assert_eq!(guest.last_argument("MSHV_MODIFY_GPA_HOST_ACCESS"), Some(vec![0, 2, 0x15_0000, 0x15_1000]));
     guest.kernel.part().not_shared = true;
-    assert!(guest.vm.access(0x15_0000, 1).is_err());
-    assert!(guest.vm.access(0x1F_FFFF, 2).unwrap_err().to_string().contains("a range inside memory"));
+    assert!(guest.vm.acquire(0x15_0000, 1).is_err());
+    assert!(guest.vm.acquire(0x1F_FFFF, 2).unwrap_err().to_string().contains("a range inside memory"));
 }
 
 #[test]
@@ -440,7 +448,10 @@ fn many_pages_are_changed_in_groups() {
     let calls: Vec<_> = log.iter().filter(|entry| entry.name == "MSHV_MODIFY_GPA_HOST_ACCESS").collect();
     assert_eq!(calls.iter().map(|call| call.argument.len()).collect::<Vec<_>>(), [16 + 256 * 8; 2]);
     assert_eq!(calls[1].argument[16..24], (3_u64 << 20).to_le_bytes());
-    assert!(matches!(guest.attributes(3, &[2 << 20 | LARGE_2M | 1]), Exit::Failed(_)), "past the end of memory");
+    assert!(
+        matches!(guest.attributes(3, &[2 << 20 | LARGE_2M | 1]), Exit::Failed(_)),
+        "past the end of memory"
+    );
     assert!(matches!(guest.attributes(3, &[1 << 20 | LARGE_2M | 1 << 12]), Exit::Failed(_)));
 }
 
@@ -514,7 +525,7 @@ proptest! {
         guest.page(RBX, number(3) & 0xFF);
         let mut intercept = vmgexit(code, number(0), number(1));
         let mut attributes: abi::AttributeIntercept = abi::zeroed();
-        attributes.flags = ((numbers[0] & 0xFF) as u32).into();
+        attributes.flags = (u32::from(pages[0]) & 0xFF).into();
         attributes.ranges = [number(1).into(); 29];
         let exit = match which {
             0 => guest.come_back_with(abi::HVMSG_X64_SEV_VMGEXIT_INTERCEPT, intercept.as_bytes()),
