@@ -86,7 +86,7 @@ impl Part for Hypervisor {
         }
     }
 
-    fn run(&mut self, _page: &mut RunPage) -> io::Result<()> {
+    fn run(&mut self, _on: &str, _page: &mut RunPage) -> io::Result<()> {
         unreachable!("MSHV runs virtual processors by an ioctl with an argument")
     }
 }
