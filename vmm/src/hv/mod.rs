@@ -17,6 +17,9 @@ use launch::snp::{Backend, PageType};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
+use mshv::MshvVm;
+use seam::linux::Linux;
+
 /// Linux's KVM.
 const KVM_DEVICE: &str = "/dev/kvm";
 /// The Microsoft Hypervisor's root partition interface.
@@ -167,23 +170,27 @@ pub struct Settings {
 /// # Errors
 /// When there is no such hypervisor, it cannot isolate machines in this way, or it refuses.
 pub fn open(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
-    let kvm_is_there = || Path::new(KVM_DEVICE).exists();
-    let hypervisor = match settings.hypervisor {
-        Hypervisor::Auto if !kvm_is_there() && Path::new(MSHV_DEVICE).exists() => Hypervisor::Mshv,
-        Hypervisor::Auto => Hypervisor::Kvm,
-        named => named,
-    };
-    match (hypervisor, settings.tee) {
-        (Hypervisor::Kvm | Hypervisor::Auto, _) => kvm::open(settings),
-        (Hypervisor::Mshv, Tee::Snp) => {
+    let mshv_alone = || !Path::new(KVM_DEVICE).exists() && Path::new(MSHV_DEVICE).exists();
+    match settings.hypervisor {
+        Hypervisor::Auto if mshv_alone() => open_mshv(settings),
+        Hypervisor::Auto | Hypervisor::Kvm => kvm::open(settings),
+        Hypervisor::Mshv => open_mshv(settings),
+    }
+}
+
+fn open_mshv(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
+    match settings.tee {
+        Tee::Snp => {
             let policy = settings.guest_policy.ok_or_else(|| HvError::Refused {
                 what: "launch on MSHV",
                 expected: "a SEV-SNP guest policy in the image".into(),
                 found: "none".into(),
             })?;
-            Ok(Arc::new(mshv::MshvVm::create(Arc::new(seam::linux::Linux), settings.vcpus, policy)?))
+            Ok(Arc::new(MshvVm::create(Arc::new(Linux), settings.vcpus, policy)?))
         }
-        (Hypervisor::Mshv, tee) => Err(HvError::Unsupported { hypervisor: "the Microsoft Hypervisor", tee }),
+        tee @ (Tee::None | Tee::Sim | Tee::Tdx) => {
+            Err(HvError::Unsupported { hypervisor: "the Microsoft Hypervisor", tee })
+        }
     }
 }
 
@@ -217,16 +224,6 @@ pub enum HvError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// What the hypervisor was to be given is not what it takes.
-    #[error("{what}: expected {expected}, found {found}")]
-    Refused {
-        /// What was to be given.
-        what: &'static str,
-        /// The rule.
-        expected: String,
-        /// What there was.
-        found: String,
-    },
     /// A call failed, and the processor that isolates machines says why.
     #[error("{call}: {source} ({status})")]
     Processor {
@@ -240,6 +237,16 @@ pub enum HvError {
     /// What is to be launched cannot be launched so.
     #[error("launch: {0}")]
     Launch(String),
+    /// What the hypervisor was to be given is not what it takes.
+    #[error("{what}: expected {expected}, found {found}")]
+    Refused {
+        /// What was to be given.
+        what: &'static str,
+        /// The rule.
+        expected: String,
+        /// What there was.
+        found: String,
+    },
     /// The processor's feature list is longer than KVM takes.
     #[error("CPUID: more entries than KVM takes")]
     Cpuid,
