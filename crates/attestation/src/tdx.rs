@@ -6,8 +6,8 @@
 use std::fmt;
 
 use dcap_qvl::{
-    QuoteCollateralV3,
-    policy::{Policy, QuoteClaims},
+    QuoteCollateralV3, TcbStatus,
+    policy::{QuoteClaims, QuotePolicy},
     quote::{Report, TDReport10},
     verify::QuoteVerifier,
 };
@@ -58,7 +58,8 @@ impl Collateral {
 pub struct Expectations {
     /// The time at which certificates and collateral must be valid, in Unix seconds: the verifier's own.
     pub now: u64,
-    /// TCB statuses that will do, in Intel's words; `UpToDate` is the only one without a known flaw.
+    /// TCB statuses that will do, in Intel's words; `UpToDate` is the only one without a known flaw. `Revoked` never
+    /// will.
     pub statuses: Vec<String>,
     /// Security advisories that may be open on the platform.
     pub advisories: Expect<Vec<String>>,
@@ -100,7 +101,12 @@ pub fn verify(quote: &[u8], collateral: &Collateral, expectations: &Expectations
     // Debugging is allowed here, so that it is refused below, under its own name.
     let verifier: QuoteVerifier = QuoteVerifier::new_prod().allow_debug(true);
     let claims = verifier
-        .verify_with_policy(quote, &collateral.0, expectations.now, &NoPolicy)
+        .verify_with_policy(
+            quote,
+            &collateral.0,
+            expectations.now,
+            &QuotePolicy::claims_only(expectations.now),
+        )
         .map_err(|error| Chained(format!("{error:#}")));
     let expected = "a quote that Intel's chain, this collateral and its revocation lists bear out";
     let Some(claims) =
@@ -139,7 +145,8 @@ fn check_collateral(verdict: &mut Verdict, claims: &QuoteClaims, expectations: &
     } else {
         expectations.statuses.join(" or ")
     };
-    verdict.check("TCB status", expectations.statuses.contains(&status), expected, status);
+    let allowed = claims.tcb.status != TcbStatus::Revoked && expectations.statuses.contains(&status);
+    verdict.check("TCB status", allowed, expected, status);
     let open = &claims.tcb.advisory_ids;
     let found = if open.is_empty() { "none".to_owned() } else { open.join(", ") };
     verdict.expect(
@@ -186,15 +193,6 @@ fn check_guest(verdict: &mut Verdict, report: &TDReport10, expectations: &Expect
         verdict.expect_bytes(name, demand, found);
     }
     verdict.expect_bytes("report data", &expectations.report_data, &report.report_data);
-}
-
-/// Takes all claims: they are judged one by one afterwards.
-struct NoPolicy;
-
-impl Policy for NoPolicy {
-    fn validate(&self, _claims: &QuoteClaims) -> anyhow::Result<()> {
-        Ok(())
-    }
 }
 
 /// An error with its causes in one line.

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent_protocol::rpc::evidence::{ReportRequest, ReportResponse};
@@ -68,6 +69,28 @@ async fn a_report_is_over_the_nonce_and_over_nothing_that_a_host_could_choose() 
     request.special_fields.mut_unknown_fields().add_varint(2, 1);
     let refused = client.report(with_duration(Duration::from_secs(20)), &request).await;
     assert_eq!(code(refused), Code::INVALID_ARGUMENT);
+}
+
+/// Is asked by one thread at a time, or fails.
+#[derive(Default)]
+struct OneAtATime(AtomicBool);
+
+impl Attester for OneAtATime {
+    fn evidence(&self, report_data: &[u8; 64]) -> Result<Evidence, EvidenceError> {
+        assert!(!self.0.swap(true, Ordering::SeqCst), "two requests at once");
+        std::thread::sleep(Duration::from_millis(20));
+        self.0.store(false, Ordering::SeqCst);
+        Mirror.evidence(report_data)
+    }
+}
+
+#[tokio::test]
+async fn the_provider_is_asked_one_question_at_a_time() {
+    let (_server, client, _folder) = agent("turns", Arc::new(OneAtATime::default())).await;
+    let reports = tokio::join!(report(&client, b"a"), report(&client, b"b"), report(&client, b"c"));
+    assert_eq!(reports.0.unwrap().report, evidence::report_data(b"a"));
+    assert_eq!(reports.1.unwrap().report, evidence::report_data(b"b"));
+    assert_eq!(reports.2.unwrap().report, evidence::report_data(b"c"));
 }
 
 #[tokio::test]

@@ -92,7 +92,7 @@ fn put_key(auth: &mut [u8], offset: usize, key: &IGVM_VHS_SNP_ID_BLOCK_PUBLIC_KE
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// An ID block of recognisable bytes.

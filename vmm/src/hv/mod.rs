@@ -17,7 +17,6 @@ use launch::snp::{Backend, PageType};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
-use kvm::IsolatedVm;
 use mshv::MshvVm;
 use seam::linux::Linux;
 
@@ -108,13 +107,17 @@ pub trait Vm: Send + Sync {
     /// When the hypervisor refuses the message.
     fn send_msi(&self, address: u64, data: u32) -> Result<(), HvError>;
 
-    /// Makes sure that the host may read and write `length` bytes of memory from `gpa` on, which a device is about
-    /// to do. Nothing is needed where the host's mapping of shared memory is always there.
+    /// Whether the host has to [acquire](Vm::acquire) memory that the guest shares before it touches it.
+    fn must_acquire(&self) -> bool {
+        false
+    }
+
+    /// Makes sure that the host may read and write `length` bytes of memory from `gpa` on. Where
+    /// [nobody has to ask](Vm::must_acquire), there is nothing to do.
     ///
     /// # Errors
     /// When the guest has not shared that memory.
-    fn access(&self, gpa: u64, length: u64) -> Result<(), HvError> {
-        let _ = (gpa, length);
+    fn acquire(&self, _gpa: u64, _length: u64) -> Result<(), HvError> {
         Ok(())
     }
 
@@ -170,18 +173,9 @@ pub fn open(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
     let mshv_alone = || !Path::new(KVM_DEVICE).exists() && Path::new(MSHV_DEVICE).exists();
     match settings.hypervisor {
         Hypervisor::Auto if mshv_alone() => open_mshv(settings),
-        Hypervisor::Auto | Hypervisor::Kvm => open_kvm(settings),
+        Hypervisor::Auto | Hypervisor::Kvm => kvm::open(settings),
         Hypervisor::Mshv => open_mshv(settings),
     }
-}
-
-fn open_kvm(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
-    let Settings { vcpus, host_data, .. } = *settings;
-    Ok(match settings.tee {
-        Tee::None | Tee::Sim => Arc::new(kvm::Vm::create(vcpus)?),
-        Tee::Snp => Arc::new(IsolatedVm::snp(Arc::new(Linux), vcpus)?),
-        Tee::Tdx => Arc::new(IsolatedVm::tdx(Arc::new(Linux), vcpus, host_data)?),
-    })
 }
 
 fn open_mshv(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {

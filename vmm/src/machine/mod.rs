@@ -95,7 +95,7 @@ impl Defined {
     /// # Errors
     /// When a file cannot be read, or the image is not one for this machine.
     pub fn new(plan: LaunchPlan) -> Result<Self, LaunchError> {
-        let image = Image::decode(&read_image(&plan.image)?, plan.tee.platform())?;
+        let image = Image::decode_bytes(read_image(&plan.image)?.into(), plan.tee.platform())?;
         expectation::check(&image, &plan)?;
         let rootfs = open(&plan.rootfs)?;
         Ok(Self { plan, image, rootfs })

@@ -141,8 +141,15 @@ pub async fn report(agent: Agent, request: ReportRequest) -> Result<ReportRespon
         return Err(AgentError::Invalid(format!("nonce of {found} bytes: expected at most {MAX_NONCE}")));
     }
     let report_data = evidence::report_data(&request.nonce);
-    // A provider may take seconds, in system calls: the other requests go on meanwhile.
-    let asked = tokio::task::spawn_blocking(move || agent.attester.evidence(&report_data)).await;
+    let turn = agent.report_turn.lock_owned().await;
+    // A provider may take seconds, in system calls: the other requests go on meanwhile. The turn ends with the
+    // provider's answer, even if nobody waits for it any more.
+    let asked = tokio::task::spawn_blocking(move || {
+        let evidence = agent.attester.evidence(&report_data);
+        drop(turn);
+        evidence
+    });
+    let asked = asked.await;
     let evidence =
         asked.map_err(|error| AgentError::Runtime(format!("the provider of reports: {error}")))??;
     Ok(ReportResponse {

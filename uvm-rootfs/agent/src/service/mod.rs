@@ -44,6 +44,9 @@ pub enum Ending {
 pub struct Agent {
     sandbox: Arc<Sandbox>,
     attester: Arc<dyn Attester>,
+    /// Held while a report is made: a device answers one question at a time, and callers that go away must not
+    /// leave threads behind without number.
+    report_turn: Arc<tokio::sync::Mutex<()>>,
     ending: Ending,
 }
 
@@ -57,7 +60,7 @@ pub async fn serve(
     attester: Arc<dyn Attester>,
     ending: Ending,
 ) -> ttrpc::Result<Server> {
-    let agent = Arc::new(Agent { sandbox, attester, ending });
+    let agent = Arc::new(Agent { sandbox, attester, report_turn: Arc::default(), ending });
     let mut server = Server::new()
         .add_listener(listener)
         .register_service(create_agent_service(agent.clone()))

@@ -5,8 +5,8 @@
 //! the order of their addresses, and finish. Nothing has run before that: time stands still until then.
 //!
 //! Afterwards the hypervisor answers CPUID, model-specific registers and page-state changes; everything else
-//! that the guest asks for by `VMGEXIT` comes here. Pages that the guest shares are acquired when it says so,
-//! and released when it takes them back.
+//! that the guest asks for by `VMGEXIT` comes here. Pages that the guest shares are acquired when the hypervisor
+//! says so or a device needs them, and released when the guest takes them back.
 //!
 //! All calls go through [`seam`](crate::hv::seam): there is no unsafe code here.
 
@@ -151,7 +151,11 @@ impl Vm for MshvVm {
         Ok(Box::new(self.vcpu(id)?))
     }
 
-    fn access(&self, gpa: u64, length: u64) -> Result<(), HvError> {
+    fn must_acquire(&self) -> bool {
+        true
+    }
+
+    fn acquire(&self, gpa: u64, length: u64) -> Result<(), HvError> {
         self.partition.acquire(gpa, length)
     }
 

@@ -17,7 +17,7 @@ use super::{Argument, Kernel, Nested, Request, RunPage, Target};
 /// One thing that was asked, as it was asked: pointers are zeros, what they lead to is in `nested`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// On which descriptor: what made it (a path, or a request's name); a path for `open`.
+    /// On which descriptor: what made it (a path, or a request's name with the number given); a path for `open`.
     pub on: String,
     /// The ioctl's name, or `open`, `mmap`, `discard`, `punch`.
     pub name: &'static str,
@@ -40,11 +40,11 @@ pub trait Part: std::fmt::Debug + Send {
     /// What the kernel would say.
     fn answer(&mut self, on: &str, request: Request, argument: Argument<'_, '_>) -> io::Result<u64>;
 
-    /// Runs a virtual CPU: fills its page.
+    /// Runs the virtual CPU that `on` made: fills its page.
     ///
     /// # Errors
     /// What the kernel would say.
-    fn run(&mut self, page: &mut RunPage) -> io::Result<()>;
+    fn run(&mut self, on: &str, page: &mut RunPage) -> io::Result<()>;
 }
 
 /// The recording kernel.
@@ -138,8 +138,12 @@ impl<P: Part> Kernel for Recorder<P> {
         request: Request,
         argument: Argument<'_, '_>,
     ) -> io::Result<OwnedFd> {
+        let made_by = match &argument {
+            Argument::Value(value) => format!("{}({value})", request.name),
+            Argument::Structure(..) => request.name.to_owned(),
+        };
         self.call(fd, request, argument)?;
-        self.descriptor(request.name)
+        self.descriptor(&made_by)
     }
 
     fn map_run_at(&self, vcpu: BorrowedFd<'_>, offset: u64, bytes: usize) -> io::Result<RunPage> {
@@ -149,8 +153,9 @@ impl<P: Part> Kernel for Recorder<P> {
     }
 
     fn run(&self, vcpu: BorrowedFd<'_>, request: Request, page: &mut RunPage) -> io::Result<()> {
-        self.record(entry(&self.maker(vcpu)?, request, &Argument::Value(0)))?;
-        self.part.lock().unwrap().run(page)
+        let on = self.maker(vcpu)?;
+        self.record(entry(&on, request, &Argument::Value(0)))?;
+        self.part.lock().unwrap().run(&on, page)
     }
 
     fn discard(&self, memory: &MmapRegion, offset: usize, length: usize) -> io::Result<()> {

@@ -46,14 +46,15 @@ pub struct IsolatedVm {
 }
 
 impl IsolatedVm {
-    /// Creates an SEV-SNP machine for `vcpus` virtual CPUs.
+    /// Creates an SEV-SNP machine for `vcpus` virtual CPUs. `certificates` is the table that guests get with
+    /// their reports, where the kernel can hand it to them.
     ///
     /// # Errors
     /// When KVM or the secure processor lacks something, or refuses.
-    pub fn snp(kernel: Arc<dyn Kernel>, vcpus: u32) -> Result<Self, HvError> {
+    pub fn snp(kernel: Arc<dyn Kernel>, vcpus: u32, certificates: Option<Vec<u8>>) -> Result<Self, HvError> {
         let machine = Machine::create(kernel, snp::MACHINE_TYPE)?;
         let shown = cpuid::for_isolated(&machine.supported()?);
-        let technology = Technology::Snp(snp::Snp::init(&machine)?);
+        let technology = Technology::Snp(snp::Snp::init(&machine, certificates)?);
         Ok(Self { machine: Arc::new(machine), technology, shown, vcpus })
     }
 

@@ -33,6 +33,8 @@ pub struct IsolatedVcpu {
     fd: Arc<OwnedFd>,
     page: RunPage,
     machine: Arc<Machine>,
+    /// What an SEV-SNP guest gets with its reports.
+    certificates: Option<Arc<[u8]>>,
     /// What a device reads or writes.
     data: Vec<u8>,
     /// Where in the page `data` goes before the guest is entered again.
@@ -54,8 +56,8 @@ impl IsolatedVcpu {
             machine.kernel().call(fd.as_fd(), request, argument).map_err(failed(request))
         };
         call(abi::SET_CPUID2, &mut table)?;
-        match technology {
-            Technology::Snp(_) => {
+        let certificates = match technology {
+            Technology::Snp(snp) => {
                 let entry =
                     kvm_msr_entry { index: MSR_MTRR_DEF_TYPE, reserved: 0, data: MTRR_ENABLED_WRITE_BACK };
                 let mut msrs = abi::MsrsHead { nmsrs: 1, pad: 0 }.as_bytes().to_vec();
@@ -65,13 +67,17 @@ impl IsolatedVcpu {
                     let source = io::Error::other(format!("expected 1 register to be set, found {set}"));
                     return Err(HvError::Call { call: abi::SET_MSRS.name, source });
                 }
+                snp.certificates()
             }
             // The module keeps the registers, and starts every virtual CPU in its reset state.
-            Technology::Tdx(_) => tdx::Tdx::init_vcpu(&machine, fd.as_fd())?,
-        }
+            Technology::Tdx(_) => {
+                tdx::Tdx::init_vcpu(&machine, fd.as_fd())?;
+                None
+            }
+        };
         let page = machine.kernel().map_run(fd.as_fd(), machine.run_bytes());
         let page = page.map_err(|source| HvError::Call { call: "mmap of kvm_run", source })?;
-        Ok(Self { fd, page, machine, data: Vec::new(), answer: None })
+        Ok(Self { fd, page, machine, certificates, data: Vec::new(), answer: None })
     }
 
     /// Enters the guest. False when there is nothing in the page to look at.
@@ -193,6 +199,28 @@ impl IsolatedVcpu {
         }
     }
 
+    /// `KVM_EXIT_SNP_REQ_CERTS`: address u64, number of pages u64, the answer u64: 0, or `ENOSPC` with the number
+    /// of pages that it takes, or `EIO`. The guest's own keys protect nothing of this: the table is public.
+    fn certificates(&mut self) -> Result<Exit<'static>, HvError> {
+        const PAGES: usize = run::UNION + 8;
+        const ANSWER: usize = run::UNION + 16;
+        let Some(table) = self.certificates.clone() else {
+            return Ok(Exit::Failed("request for certificates, which this machine never asks for".into()));
+        };
+        let (gpa, pages) = (self.field64(run::UNION)?, self.field64(PAGES)?);
+        let needed = (table.len() as u64).div_ceil(PAGE_SIZE);
+        let answer = if pages < needed {
+            self.set_field64(PAGES, needed)?;
+            libc::ENOSPC
+        } else if self.machine.write_shared(gpa, &table) {
+            0
+        } else {
+            libc::EIO
+        };
+        self.set_field64(ANSWER, u64::from(answer.unsigned_abs()))?;
+        Ok(Exit::Again)
+    }
+
     /// `KVM_EXIT_SYSTEM_EVENT`: type u32, number of data u32, data u64.
     fn system_event(&self) -> Result<Exit<'static>, HvError> {
         let data = |index: usize| self.field64(run::UNION + 8 + 8 * index);
@@ -247,6 +275,7 @@ impl Vcpu for IsolatedVcpu {
             run::EXIT_HYPERCALL => self.hypercall(),
             run::EXIT_MEMORY_FAULT => self.memory_fault(),
             run::EXIT_TDX => self.td_call(),
+            run::EXIT_SNP_REQ_CERTS => self.certificates(),
             run::EXIT_SYSTEM_EVENT => self.system_event(),
             // The I/O APIC's lines are edge-triggered: an end of interrupt has no consequence.
             run::EXIT_IOAPIC_EOI | run::EXIT_INTR => Ok(Exit::Again),

@@ -289,11 +289,9 @@ fn a_page_that_is_no_ram_is_not_registered() {
         assert_eq!(guest.registers().last(), Some(&(0x9_0019, 0xFFFF_FFFF_FFFF_F013)), "{gpa:#x}");
     }
     guest.kernel.part().refuse = Some((abi::HVCALL_SET_VP_REGISTERS, abi::REGISTER_SEV_GHCB_GPA, 5));
-    let error = guest.come_back_with(abi::HVMSG_X64_SEV_VMGEXIT_INTERCEPT, {
-        let mut intercept: abi::VmgexitIntercept = abi::zeroed();
-        intercept.ghcb_msr = (0x15_0000 | 0x12).into();
-        &intercept.as_bytes().to_vec()
-    });
+    let mut intercept: abi::VmgexitIntercept = abi::zeroed();
+    intercept.ghcb_msr = (0x15_0000 | 0x12).into();
+    let error = guest.come_back_with(abi::HVMSG_X64_SEV_VMGEXIT_INTERCEPT, intercept.as_bytes());
     assert!(error.unwrap_err().to_string().contains("GHCB address"));
 }
 
@@ -423,14 +421,14 @@ fn shared_pages_are_acquired_and_released() {
     let calls: Vec<_> = calls.map(|entry| words(&entry.argument)).collect();
     assert_eq!(calls, [vec![7, 2, 0x15_0000, 0x15_1000], vec![7, 1, 0x18_0000]]);
     // What the host has is not asked for again; what it has not, devices may still ask for.
-    guest.vm.access(0x15_0FFF, 2).unwrap();
-    guest.vm.access(0x15_1000, 0x1001).unwrap();
+    guest.vm.acquire(0x15_0FFF, 2).unwrap();
+    guest.vm.acquire(0x15_1000, 0x1001).unwrap();
     assert_eq!(guest.last_argument("MSHV_MODIFY_GPA_HOST_ACCESS"), Some(vec![7, 1, 0x15_2000]));
     assert!(matches!(guest.attributes(0, &[0x15_0000 | 1]), Exit::Again));
     assert_eq!(guest.last_argument("MSHV_MODIFY_GPA_HOST_ACCESS"), Some(vec![0, 2, 0x15_0000, 0x15_1000]));
     guest.kernel.part().not_shared = true;
-    assert!(guest.vm.access(0x15_0000, 1).is_err());
-    assert!(guest.vm.access(0x1F_FFFF, 2).unwrap_err().to_string().contains("a range inside memory"));
+    assert!(guest.vm.acquire(0x15_0000, 1).is_err());
+    assert!(guest.vm.acquire(0x1F_FFFF, 2).unwrap_err().to_string().contains("a range inside memory"));
 }
 
 #[test]
@@ -527,7 +525,7 @@ proptest! {
         guest.page(RBX, number(3) & 0xFF);
         let mut intercept = vmgexit(code, number(0), number(1));
         let mut attributes: abi::AttributeIntercept = abi::zeroed();
-        attributes.flags = ((numbers[0] & 0xFF) as u32).into();
+        attributes.flags = (u32::from(pages[0]) & 0xFF).into();
         attributes.ranges = [number(1).into(); 29];
         let exit = match which {
             0 => guest.come_back_with(abi::HVMSG_X64_SEV_VMGEXIT_INTERCEPT, intercept.as_bytes()),

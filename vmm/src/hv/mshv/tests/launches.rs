@@ -1,10 +1,9 @@
 //! The launch, call by call.
 
 use ::launch::snp;
-use igvm::IgvmDirectiveHeader;
-use igvm_defs::{IGVM_VHS_SNP_ID_BLOCK_PUBLIC_KEY, IGVM_VHS_SNP_ID_BLOCK_SIGNATURE};
 
 use super::*;
+use crate::hv::id_block::{self, IdBlock};
 use crate::hv::seam::recorder::Entry;
 
 fn recorder() -> Arc<Recorder<Hypervisor>> {
@@ -141,45 +140,18 @@ fn the_cpuid_page_is_filled_before_the_host_loses_it() {
 
 #[test]
 fn an_id_block_is_passed_on() {
-    let signature =
-        |fill| Box::new(IGVM_VHS_SNP_ID_BLOCK_SIGNATURE { r_comp: [fill; 72], s_comp: [fill + 1; 72] });
-    let key = |fill| {
-        let (qx, qy) = ([fill; 72], [fill + 1; 72]);
-        Box::new(IGVM_VHS_SNP_ID_BLOCK_PUBLIC_KEY { curve: 2, reserved: 0, qx, qy })
-    };
-    for author in [0, 1] {
+    for author in [false, true] {
         let mut image = image();
-        image.id_block = Some(Box::new(IgvmDirectiveHeader::SnpIdBlock {
-            compatibility_mask: 2,
-            author_key_enabled: author,
-            reserved: [0; 3],
-            ld: [0x11; 48],
-            family_id: [0x12; 16],
-            image_id: [0x13; 16],
-            version: 1,
-            guest_svn: 9,
-            id_key_algorithm: 1,
-            author_key_algorithm: 1,
-            id_key_signature: signature(0x21),
-            id_public_key: key(0x23),
-            author_key_signature: signature(0x25),
-            author_public_key: key(0x27),
-        }));
+        let directive = id_block::tests::directive(author);
+        let expected = IdBlock::new(&directive, POLICY).unwrap();
+        image.id_block = Some(Box::new(directive));
         let kernel = recorder();
         let _vm = launch(&kernel, &image).unwrap();
         let finish = entry(&kernel.log(), "MSHV_COMPLETE_ISOLATED_IMPORT").argument;
-        let at = |offset: usize, length: usize| &finish[offset..offset + length];
-        assert_eq!((at(0, 48), at(48, 16), at(64, 16)), (&[0x11; 48][..], &[0x12; 16][..], &[0x13; 16][..]));
-        assert_eq!(
-            (at(80, 4), at(84, 4), at(88, 8)),
-            (&[1, 0, 0, 0][..], &[9, 0, 0, 0][..], &POLICY.to_le_bytes()[..])
-        );
-        let auth = 96;
-        assert_eq!((at(auth + 0x40, 72), at(auth + 0x88, 72)), (&[0x21; 72][..], &[0x22; 72][..]));
-        assert_eq!((at(auth + 0x240, 4), at(auth + 0x244, 72)), (&[2, 0, 0, 0][..], &[0x23; 72][..]));
-        assert_eq!(at(auth + 0x880, 4), [if author == 1 { 2 } else { 0 }, 0, 0, 0]);
-        assert_eq!(at(auth + 0x680, 72), [if author == 1 { 0x25 } else { 0 }; 72]);
-        assert_eq!(at(3332, 2), [1, author]);
+        assert_eq!(finish[..96], expected.block);
+        assert_eq!(finish[96..3300], expected.auth[..3204]);
+        assert!(expected.auth[3204..].iter().all(|byte| *byte == 0), "nothing is cut off");
+        assert_eq!(finish[3300..], [&HOST_DATA.0[..], &[1, u8::from(author)]].concat());
     }
 }
 

@@ -86,7 +86,7 @@ impl Part for Hypervisor {
         }
     }
 
-    fn run(&mut self, _page: &mut RunPage) -> io::Result<()> {
+    fn run(&mut self, _on: &str, _page: &mut RunPage) -> io::Result<()> {
         unreachable!("MSHV runs virtual processors by an ioctl with an argument")
     }
 }
@@ -163,8 +163,8 @@ impl Hypervisor {
 
 /// An image with every kind of page, out of the order of their addresses.
 fn image() -> Image {
-    let page = |gpa, kind, fill| Page { gpa, kind, data: vec![fill; 4096] };
-    let empty = |gpa, kind| Page { gpa, kind, data: Vec::new() };
+    let page = |gpa, kind, fill| Page { gpa, kind, data: vec![fill; 4096].into() };
+    let empty = |gpa, kind| Page { gpa, kind, data: Vec::new().into() };
     Image {
         platform: Platform::Snp,
         pages: vec![

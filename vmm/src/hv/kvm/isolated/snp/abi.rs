@@ -12,6 +12,8 @@ pub const INIT2: Command = (22, "KVM_SEV_INIT2");
 pub const LAUNCH_START: Command = (100, "KVM_SEV_SNP_LAUNCH_START");
 pub const LAUNCH_UPDATE: Command = (101, "KVM_SEV_SNP_LAUNCH_UPDATE");
 pub const LAUNCH_FINISH: Command = (102, "KVM_SEV_SNP_LAUNCH_FINISH");
+/// Since Linux 6.20.
+pub const ENABLE_REQ_CERTS: Command = (103, "KVM_SEV_SNP_ENABLE_REQ_CERTS");
 
 /// Version 2 of the GHCB protocol: the first with SEV-SNP.
 pub const GHCB_VERSION: u16 = 2;

@@ -10,6 +10,7 @@ mod cpuid_page;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use igvm::snp_defs::{SevSelector, SevVmsa};
 use kvm_bindings::{CpuId, kvm_regs, kvm_sregs};
@@ -43,6 +44,8 @@ const MAX_INTERRUPTIONS: u32 = 1000;
 #[derive(Debug)]
 pub struct Snp {
     sev: OwnedFd,
+    /// What guests get with their reports, where KVM asks for it.
+    certificates: Option<Arc<[u8]>>,
 }
 
 /// A command that was refused.
@@ -65,7 +68,7 @@ impl From<Refusal> for HvError {
 
 impl Snp {
     /// Makes `machine` an SEV-SNP one. It has no virtual CPUs yet.
-    pub fn init(machine: &Machine) -> Result<Self, HvError> {
+    pub fn init(machine: &Machine, certificates: Option<Vec<u8>>) -> Result<Self, HvError> {
         let cpuid = machine.supported()?;
         let found = cpuid.as_slice().iter().find(|entry| entry.function == LEAF_ENCRYPTION);
         let found = found.map_or(0, |entry| entry.ebx & 0x3F);
@@ -73,11 +76,26 @@ impl Snp {
             return Err(HvError::Launch(format!("encryption bit: expected bit {C_BIT}, found {found}")));
         }
         let sev = machine.kernel().open(SEV_PATH);
-        let snp = Self { sev: sev.map_err(|source| HvError::Open { path: SEV_DEVICE, source })? };
+        let sev = sev.map_err(|source| HvError::Open { path: SEV_DEVICE, source })?;
+        let mut snp = Self { sev, certificates: None };
         let ghcb_version = abi::GHCB_VERSION;
         let mut init = abi::SevInit { ghcb_version, ..abi::SevInit::new_zeroed() };
         snp.command(machine, abi::INIT2, &mut init, Vec::new())?;
+        if let Some(certificates) = certificates {
+            match snp.send(machine, abi::ENABLE_REQ_CERTS, &mut []) {
+                Ok(()) => snp.certificates = Some(certificates.into()),
+                Err(refusal) if refusal.source.raw_os_error() == Some(libc::EINVAL) => {
+                    log::warn!("this kernel cannot hand certificates to guests: they get none");
+                }
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
         Ok(snp)
+    }
+
+    /// The certificates that guests get with their reports.
+    pub fn certificates(&self) -> Option<Arc<[u8]>> {
+        self.certificates.clone()
     }
 
     /// Launches: afterwards virtual CPUs may run.
@@ -187,21 +205,31 @@ impl Snp {
         Ok(self.command(machine, abi::LAUNCH_FINISH, &mut finish, pointers)?)
     }
 
-    /// Gives a command to KVM and, through it, to the firmware. `pointers` are those inside `data`.
+    /// Gives a command with its structure to KVM and, through it, to the firmware. `pointers` are those inside
+    /// `data`.
     fn command<T: FromBytes + IntoBytes + Immutable>(
         &self,
         machine: &Machine,
-        (id, name): abi::Command,
+        command: abi::Command,
         data: &mut T,
         pointers: Vec<Nested<'_>>,
     ) -> Result<(), Refusal> {
-        let sev_fd = self.sev.as_raw_fd().cast_unsigned();
-        let mut command = abi::SevCmd { id, pad0: 0, data: 0, error: 0, sev_fd };
         let mut nested = vec![Nested::bytes(abi::SEV_CMD_DATA, data.as_mut_bytes())];
         nested.extend(pointers);
-        let argument = Argument::Structure(command.as_mut_bytes(), &mut nested);
-        let result = machine.kernel().call(machine.vm(), memory_encrypt_op(name), argument);
-        result.map(drop).map_err(|source| Refusal { call: name, source, status: command.error })
+        self.send(machine, command, &mut nested)
+    }
+
+    fn send(
+        &self,
+        machine: &Machine,
+        (id, call): abi::Command,
+        nested: &mut [Nested<'_>],
+    ) -> Result<(), Refusal> {
+        let sev_fd = self.sev.as_raw_fd().cast_unsigned();
+        let mut command = abi::SevCmd { id, pad0: 0, data: 0, error: 0, sev_fd };
+        let argument = Argument::Structure(command.as_mut_bytes(), nested);
+        let result = machine.kernel().call(machine.vm(), memory_encrypt_op(call), argument);
+        result.map(drop).map_err(|source| Refusal { call, source, status: command.error })
     }
 }
 
