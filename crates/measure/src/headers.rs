@@ -1,14 +1,12 @@
 //! Every header of an IGVM file, in the order of the file, in words.
 
-use bytes::Bytes;
 use igvm_defs::{
-    IGVM_VHS_GUEST_POLICY, IGVM_VHS_PAGE_DATA, IGVM_VHS_PARAMETER, IGVM_VHS_PARAMETER_AREA,
-    IGVM_VHS_PARAMETER_INSERT, IGVM_VHS_REQUIRED_MEMORY, IGVM_VHS_SNP_ID_BLOCK, IGVM_VHS_SUPPORTED_PLATFORM,
-    IGVM_VHS_VP_CONTEXT, IgvmPageDataType, IgvmPlatformType, IgvmVariableHeaderType as Type,
+    IGVM_VHS_PAGE_DATA, IGVM_VHS_SUPPORTED_PLATFORM, IgvmPageDataType, IgvmPlatformType,
+    IgvmVariableHeaderType as Type,
 };
 use launch::image::ImageError;
-use launch::image::headers::{File, Header as Raw};
 use launch::layout::PAGE_SIZE;
+use launch::reader::{self, Header as Raw};
 use serde::Serialize;
 
 use crate::contents::Policy;
@@ -31,14 +29,12 @@ pub struct Header {
 ///
 /// # Errors
 /// The bytes are no IGVM file of the version that is read.
-pub fn list(file: Bytes, each_page: bool) -> Result<Vec<Header>, ImageError> {
-    let file = File::open(file)?;
+pub fn list(file: &[u8], each_page: bool) -> Result<Vec<Header>, ImageError> {
     let mut listed: Vec<Header> = Vec::new();
     let mut run: Option<Run> = None;
-    for header in file.headers() {
-        let header = header?;
-        let page = match header.kind {
-            Type::IGVM_VHT_PAGE_DATA => Some(header.read::<IGVM_VHS_PAGE_DATA>()?),
+    for header in reader::read(file)? {
+        let page = match &header {
+            Raw::Page(page, _) => Some(*page),
             _ => None,
         };
         run = match (run, page) {
@@ -51,7 +47,7 @@ pub fn list(file: Bytes, each_page: bool) -> Result<Vec<Header>, ImageError> {
             }
         };
         if run.is_none() {
-            listed.push(told(&header)?);
+            listed.push(told(&header));
         }
     }
     listed.extend(run.map(|run| run.told()));
@@ -90,50 +86,42 @@ impl Run {
     }
 }
 
-/// A header that is no page data.
-fn told(header: &Raw<'_>) -> Result<Header, ImageError> {
-    Ok(match header.kind {
-        Type::IGVM_VHT_SUPPORTED_PLATFORM => platform(&header.read()?),
-        Type::IGVM_VHT_GUEST_POLICY => {
-            let IGVM_VHS_GUEST_POLICY { policy, compatibility_mask, .. } = header.read()?;
-            let words = Policy::of(policy);
+/// A header on its own.
+fn told(header: &Raw) -> Header {
+    let (kind, detail) = match header {
+        Raw::Platform(header) => ("platform", platform(header)),
+        Raw::GuestPolicy(header) => {
+            let words = Policy::of(header.policy);
             let words = if words.valid { words.words.join(", ") } else { "reserved bits wrong".into() };
-            one(Some(compatibility_mask), "guest policy", format!("{policy:#x}: {words}"))
+            ("guest policy", format!("{:#x}: {words}", header.policy))
         }
-        Type::IGVM_VHT_PARAMETER_AREA => {
-            let area: IGVM_VHS_PARAMETER_AREA = header.read()?;
-            let detail = format!("area {}, {:#x} bytes", area.parameter_area_index, area.number_of_bytes);
-            one(None, "parameter area", detail)
+        Raw::Page(page, _) => return Run { last: page.gpa, count: 1, first: *page }.told(),
+        Raw::ParameterArea(area, _) => (
+            "parameter area",
+            format!("area {}, {:#x} bytes", area.parameter_area_index, area.number_of_bytes),
+        ),
+        Raw::Parameter(kind, at) => (
+            parameter(*kind),
+            format!("area {} at byte {:#x}", at.parameter_area_index, at.byte_offset),
+        ),
+        Raw::ParameterInsert(insert) => {
+            ("parameter insert", format!("area {} at {:#x}", insert.parameter_area_index, insert.gpa))
         }
-        Type::IGVM_VHT_PARAMETER_INSERT => {
-            let insert: IGVM_VHS_PARAMETER_INSERT = header.read()?;
-            let detail = format!("area {} at {:#x}", insert.parameter_area_index, insert.gpa);
-            one(Some(insert.compatibility_mask), "parameter insert", detail)
+        Raw::Context(context, _) => {
+            ("vCPU context", format!("vCPU {} at {:#x}", context.vp_index, context.gpa.get()))
         }
-        Type::IGVM_VHT_VP_CONTEXT => {
-            let context: IGVM_VHS_VP_CONTEXT = header.read()?;
-            let detail = format!("vCPU {} at {:#x}", context.vp_index, context.gpa.get());
-            one(Some(context.compatibility_mask), "vCPU context", detail)
+        Raw::RequiredMemory(memory) => {
+            ("required memory", format!("{:#x} bytes at {:#x}", memory.number_of_bytes, memory.gpa))
         }
-        Type::IGVM_VHT_REQUIRED_MEMORY => {
-            let memory: IGVM_VHS_REQUIRED_MEMORY = header.read()?;
-            let detail = format!("{:#x} bytes at {:#x}", memory.number_of_bytes, memory.gpa);
-            one(Some(memory.compatibility_mask), "required memory", detail)
-        }
-        Type::IGVM_VHT_SNP_ID_BLOCK => {
-            let block: IGVM_VHS_SNP_ID_BLOCK = header.read()?;
+        Raw::IdBlock(block) => {
             let author = if block.author_key_enabled == 0 { "no author key" } else { "author key" };
-            one(
-                Some(block.compatibility_mask),
-                "SNP ID block",
-                format!("guest SVN {}, {author}", block.guest_svn),
-            )
+            ("SNP ID block", format!("guest SVN {}, {author}", block.guest_svn))
         }
-        kind => parameter(kind, header)?,
-    })
+    };
+    one(header.compatibility_mask(), kind, detail)
 }
 
-fn platform(platform: &IGVM_VHS_SUPPORTED_PLATFORM) -> Header {
+fn platform(platform: &IGVM_VHS_SUPPORTED_PLATFORM) -> String {
     let name = match platform.platform_type {
         IgvmPlatformType::NATIVE => "native".to_owned(),
         IgvmPlatformType::VSM_ISOLATION => "VSM isolation".to_owned(),
@@ -143,22 +131,16 @@ fn platform(platform: &IGVM_VHS_SUPPORTED_PLATFORM) -> Header {
     };
     let (version, vtl) = (platform.platform_version, platform.highest_vtl);
     let boundary = platform.shared_gpa_boundary;
-    let detail = format!("{name}, version {version}, highest VTL {vtl}, shared GPA boundary {boundary:#x}");
-    one(Some(platform.compatibility_mask), "platform", detail)
+    format!("{name}, version {version}, highest VTL {vtl}, shared GPA boundary {boundary:#x}")
 }
 
 /// What the loader writes into an area.
-fn parameter(kind: Type, header: &Raw<'_>) -> Result<Header, ImageError> {
-    let name = match kind {
+const fn parameter(kind: Type) -> &'static str {
+    match kind {
         Type::IGVM_VHT_VP_COUNT_PARAMETER => "vCPU count",
         Type::IGVM_VHT_MEMORY_MAP => "memory map",
-        other => {
-            let detail = format!("type {:#x}, {} bytes", other.0, header.content.len());
-            return Ok(one(None, "not supported", detail));
-        }
-    };
-    let at: IGVM_VHS_PARAMETER = header.read()?;
-    Ok(one(None, name, format!("area {} at byte {:#x}", at.parameter_area_index, at.byte_offset)))
+        _ => "host's command line",
+    }
 }
 
 fn one(mask: Option<u32>, kind: &str, detail: String) -> Header {

@@ -101,7 +101,7 @@ impl<'a> Placement<'a> {
         // Fresh memory is zero: a page without data is there already.
         private
             .into_iter()
-            .try_for_each(|page| write(self.private, page, self.filled.get(&page.gpa).unwrap_or(&page.data)))
+            .try_for_each(|page| write(self.private, page, self.filled.get(&page.gpa).map_or(&*page.data, Vec::as_slice)))
     }
 
     /// The private pages in the order in which `backend` imports them, neighbours of one kind together.

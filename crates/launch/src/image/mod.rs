@@ -8,7 +8,6 @@
 
 mod decode;
 mod error;
-pub mod headers;
 
 use boot_abi::{CONFIG_GPA, Config};
 use bytes::Bytes;

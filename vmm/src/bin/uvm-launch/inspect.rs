@@ -40,7 +40,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         image: file.name.clone(),
         image_sha256: file.sha256(),
         image_bytes: file.bytes.len(),
-        headers: headers::list(file.bytes.clone(), arguments.pages)?,
+        headers: headers::list(&file.bytes, arguments.pages)?,
         platforms: file.images.iter().map(|image| Contents::of(image, arguments.pages)).collect(),
     };
     if arguments.json {

@@ -173,7 +173,7 @@ fn image() -> Image {
             empty(0x14_6000, PageKind::Secrets),
             page(0x10_0000, PageKind::Measured, 1),
             page(0x10_1000, PageKind::Measured, 2),
-            Page { gpa: 0x14_5000, kind: PageKind::Cpuid, data: cpuid_page() },
+            Page { gpa: 0x14_5000, kind: PageKind::Cpuid, data: cpuid_page().into() },
             page(0x14_4000, PageKind::Unmeasured, 4),
             empty(0x14_2000, PageKind::Measured),
         ],
