@@ -1,6 +1,7 @@
 //! Launches and exits on a hypervisor that is played.
 
 mod bindings;
+mod built;
 mod exits;
 mod launches;
 
