@@ -6,15 +6,23 @@
 
 mod bzimage;
 mod context;
+mod cpuid;
 mod dsdt;
 mod page_tables;
+mod pieces;
 pub mod recipe;
 pub mod sidecar;
 mod stub;
 mod write;
 
-pub use recipe::Recipe;
+pub use recipe::{Layout, Recipe};
 pub use sidecar::Sidecar;
+
+use launch::plan::Tee;
+
+/// Most pages of an image of the window layout whose content is measured: measuring is what a launch costs, about
+/// a millisecond a page.
+pub const MEASURED_PAGES_MAX: usize = 32;
 
 /// A built image.
 #[derive(Debug)]
@@ -67,6 +75,34 @@ pub enum BuildError {
         max: u32,
         /// What the recipe says.
         found: u32,
+    },
+    /// Another field of the recipe.
+    #[error("recipe: {field}: expected {expected}, found {found}")]
+    Recipe {
+        /// The field.
+        field: &'static str,
+        /// The rule.
+        expected: &'static str,
+        /// What the recipe says.
+        found: String,
+    },
+    /// More separate runs of private pages than the stub's configuration has room for.
+    #[error("private pages: expected at most {max} runs, found {found}")]
+    Ranges {
+        /// Most runs.
+        max: usize,
+        /// Runs of this image.
+        found: usize,
+    },
+    /// A launch would take too long.
+    #[error("{tee}: expected at most {max} measured pages, found {found}")]
+    MeasuredPages {
+        /// Under which isolation.
+        tee: Tee,
+        /// Most pages.
+        max: usize,
+        /// Pages of this image.
+        found: usize,
     },
     /// The IGVM library refused what was built.
     #[error("IGVM file: {0}")]

@@ -20,7 +20,7 @@ struct Arguments {
 enum Command {
     /// Builds an image.
     Build {
-        /// The recipe: a TOML file with `command_line`, `max_vcpus`, `debug`.
+        /// The recipe: a TOML file with `command_line`, `max_vcpus`, `debug`, `tees`, `layout`, `snp_policy`.
         #[arg(long)]
         recipe: PathBuf,
         /// The kernel: a bzImage.
@@ -48,8 +48,17 @@ fn main() -> Result<()> {
     write(&sidecar.unwrap_or_else(|| out.with_extension("json")), &json)?;
     let shown = built.sidecar;
     println!("{}: {} bytes", out.display(), shown.image_bytes);
-    println!("measured pages  {} (and {} shared)", shown.measured_pages, shown.shared_pages);
-    println!("launch digest   {}", shown.launch_digest);
+    for platform in &shown.platforms {
+        let cost = &platform.cost;
+        println!(
+            "{:<5} {} measured, {} unmeasured and {} shared pages, digest {}",
+            platform.tee.to_string(),
+            cost.measured_pages,
+            cost.unmeasured_pages,
+            cost.shared_pages,
+            platform.measurement.first()
+        );
+    }
     Ok(())
 }
 

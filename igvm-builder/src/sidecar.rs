@@ -3,17 +3,20 @@
 //! It is made by decoding the finished file, with the decoder that the VMM uses: it describes what is there,
 //! not what was meant.
 
+use evidence::policy::GuestPolicy;
 use launch::digest::page_digest;
-use launch::image::{Image, PageKind, Platform};
-use launch::snp::{self, Backend};
+use launch::image::{Image, PageKind, Start};
+use launch::plan::Tee;
+use launch::snp::{self, Backend, vmsa};
+use launch::tdx;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::BuildError;
 use crate::bzimage::Kernel;
-use crate::recipe::Recipe;
+use crate::recipe::{Layout, Recipe};
+use crate::{BuildError, MEASURED_PAGES_MAX};
 
-/// Everything that an image's launch is made of.
+/// Everything that an image's launches are made of.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sidecar {
     /// Version of this form.
@@ -22,24 +25,16 @@ pub struct Sidecar {
     pub image_sha256: String,
     /// Size of the IGVM file in bytes.
     pub image_bytes: usize,
-    /// Platforms that the image starts on.
-    pub platforms: Vec<&'static str>,
+    /// How the kernel travels.
+    pub layout: Layout,
     /// Whether this is a debug image, with a console.
     pub debug: bool,
     /// Most virtual CPUs.
     pub max_vcpus: u32,
-    /// The kernel's measured command line.
-    pub command_line: String,
     /// The kernel, which the stub verifies.
     pub kernel: KernelInfo,
-    /// SHA-384 chain over the private pages, in load order ([`launch::snp`]).
-    pub launch_digest: String,
-    /// Number of pages whose content is measured.
-    pub measured_pages: usize,
-    /// Number of shared pages, which are not measured.
-    pub shared_pages: usize,
-    /// Every private page, in load order.
-    pub pages: Vec<PageInfo>,
+    /// What the image starts under, in the file's order.
+    pub platforms: Vec<PlatformInfo>,
 }
 
 /// The kernel in an image.
@@ -49,6 +44,70 @@ pub struct KernelInfo {
     pub sha256: String,
     /// Size in bytes.
     pub bytes: usize,
+}
+
+/// An image under one isolation.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlatformInfo {
+    /// The isolation.
+    pub tee: Tee,
+    /// The file's platform.
+    pub platform: &'static str,
+    /// The kernel's measured command line.
+    pub command_line: String,
+    /// SEV-SNP guest policy, in numbers and words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest_policy: Option<String>,
+    /// What the processor measures.
+    pub measurement: Measurement,
+    /// What the launch costs.
+    pub cost: Cost,
+    /// SHA-384 of the first virtual CPU's save area.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub save_area_sha384: Option<String>,
+    /// Every private page, in load order.
+    pub pages: Vec<PageInfo>,
+}
+
+/// What a launch measures to, in hexadecimal.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measurement {
+    /// No processor measures an ordinary machine. This names the image: a SHA-384 chain over its private pages in
+    /// SEV-SNP's arithmetic.
+    Unmeasured(String),
+    /// SEV-SNP launch digests.
+    LaunchDigests {
+        /// Under KVM, for 1, 2, … virtual CPUs.
+        kvm: Vec<String>,
+        /// Under the Microsoft Hypervisor, where the number of virtual CPUs has no part in it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        mshv: Option<String>,
+    },
+    /// TDX's build-time measurement, whatever the number of virtual CPUs.
+    Mrtd(String),
+}
+
+impl Measurement {
+    /// The digest of a launch with one virtual CPU, by our VMM on KVM.
+    #[must_use]
+    pub fn first(&self) -> &str {
+        match self {
+            Self::Unmeasured(digest) | Self::Mrtd(digest) => digest,
+            Self::LaunchDigests { kvm, .. } => kvm.first().map_or("", |digest| digest),
+        }
+    }
+}
+
+/// What a launch costs: the secure processor takes pages one by one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Cost {
+    /// Pages whose content is measured; on SEV-SNP with the first virtual CPU's save area.
+    pub measured_pages: usize,
+    /// Private pages of which only the place is measured.
+    pub unmeasured_pages: usize,
+    /// Shared pages, which are not measured and cost the secure processor nothing.
+    pub shared_pages: usize,
 }
 
 /// A private page.
@@ -67,25 +126,76 @@ pub struct PageInfo {
 
 impl Sidecar {
     pub(crate) fn describe(file: &[u8], kernel: &Kernel<'_>, recipe: &Recipe) -> Result<Self, BuildError> {
-        let image = Image::decode(file, Platform::Native)?;
-        let count = |kind| image.pages.iter().filter(|page| page.kind == kind).count();
+        let platform = |tee: &Tee| PlatformInfo::describe(file, *tee, recipe);
         Ok(Self {
-            version: 1,
+            version: 2,
             image_sha256: hex::encode(Sha256::digest(file)),
             image_bytes: file.len(),
-            platforms: vec!["native"],
+            layout: recipe.layout,
             debug: recipe.debug,
             max_vcpus: recipe.max_vcpus,
-            command_line: recipe.full_command_line(),
             kernel: KernelInfo { sha256: hex::encode(kernel.sha256), bytes: kernel.file.len() },
-            launch_digest: snp::digests(&image, Backend::Kvm, 1, 0)
-                .first()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            measured_pages: count(PageKind::Measured),
-            shared_pages: count(PageKind::Shared),
+            platforms: recipe.tees.iter().map(platform).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The part about one isolation.
+    #[must_use]
+    pub fn platform(&self, tee: Tee) -> Option<&PlatformInfo> {
+        self.platforms.iter().find(|platform| platform.tee == tee)
+    }
+}
+
+impl PlatformInfo {
+    fn describe(file: &[u8], tee: Tee, recipe: &Recipe) -> Result<Self, BuildError> {
+        let image = Image::decode(file, tee.platform())?;
+        let cost = Cost::of(&image);
+        if recipe.layout == Layout::Window && cost.measured_pages > MEASURED_PAGES_MAX {
+            let found = cost.measured_pages;
+            return Err(BuildError::MeasuredPages { tee, max: MEASURED_PAGES_MAX, found });
+        }
+        let save_area = match &image.start {
+            Start::Snp { vmsa, .. } => Some(page_digest(&vmsa::page(vmsa)).to_string()),
+            Start::Native(_) | Start::Reset => None,
+        };
+        Ok(Self {
+            tee,
+            platform: tee.platform().name(),
+            command_line: recipe.full_command_line(tee),
+            guest_policy: image.guest_policy.map(|policy| GuestPolicy(policy).to_string()),
+            measurement: measure(&image, tee, recipe.max_vcpus),
+            cost,
+            save_area_sha384: save_area,
             pages: private_pages(&image),
         })
+    }
+}
+
+impl Cost {
+    fn of(image: &Image) -> Self {
+        let count = |kinds: &[PageKind]| image.pages.iter().filter(|page| kinds.contains(&page.kind)).count();
+        let save_areas = usize::from(matches!(image.start, Start::Snp { .. }));
+        Self {
+            measured_pages: count(&[PageKind::Measured]) + save_areas,
+            unmeasured_pages: count(&[PageKind::Unmeasured, PageKind::Secrets, PageKind::Cpuid]),
+            shared_pages: count(&[PageKind::Shared]),
+        }
+    }
+}
+
+fn measure(image: &Image, tee: Tee, max_vcpus: u32) -> Measurement {
+    let digests = |backend, vcpus| {
+        let digests = snp::digests(image, backend, vcpus, vmsa::RESET_RDX);
+        digests.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    match tee {
+        Tee::None => Measurement::Unmeasured(digests(Backend::Kvm, 1).concat()),
+        Tee::Sim => Measurement::LaunchDigests { kvm: digests(Backend::Kvm, max_vcpus), mshv: None },
+        Tee::Snp => Measurement::LaunchDigests {
+            kvm: digests(Backend::Kvm, max_vcpus),
+            mshv: Some(digests(Backend::Mshv, 1).concat()),
+        },
+        Tee::Tdx => Measurement::Mrtd(tdx::mrtd(image).to_string()),
     }
 }
 
@@ -100,13 +210,21 @@ fn private_pages(image: &Image) -> Vec<PageInfo> {
     info.collect()
 }
 
-fn role(gpa: u64) -> &'static str {
+/// What the page at `gpa` is for.
+#[must_use]
+pub fn role(gpa: u64) -> &'static str {
     match gpa {
         boot_abi::STUB_GPA..boot_abi::STUB_LIMIT => "boot stub",
         boot_abi::PAGE_TABLES_GPA..boot_abi::CONFIG_GPA => "page tables",
         boot_abi::CONFIG_GPA..boot_abi::DSDT_GPA => "configuration",
         boot_abi::DSDT_GPA..boot_abi::PARAMS_GPA => "DSDT",
-        boot_abi::PARAMS_GPA..boot_abi::STUB_END => "parameters",
+        boot_abi::PARAMS_GPA..boot_abi::CPUID_GPA => "parameters",
+        boot_abi::CPUID_GPA..boot_abi::SECRETS_GPA => "CPUID",
+        boot_abi::SECRETS_GPA..boot_abi::VMSA_GPA => "secrets",
+        boot_abi::VMSA_GPA..boot_abi::CC_BLOB_GPA => "save area",
+        boot_abi::MAILBOX_GPA..boot_abi::GHCB_GPA => "mailbox",
+        boot_abi::RESET_PAGE_GPA..0x1_0000_0000 => "reset vector",
+        gpa if gpa >= boot_abi::STUB_END => "kernel",
         _ => "other",
     }
 }

@@ -164,7 +164,7 @@ fn unbounded() -> Context {
 
 impl Agent {
     /// Connects to the agent through the hybrid vsock socket `vsock`. The agent listens already: it has said
-    /// so by its ready line.
+    /// so in its handshake.
     ///
     /// # Errors
     /// When there is no connection within five seconds.

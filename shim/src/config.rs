@@ -10,7 +10,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
-use launch::plan::Tee;
+use launch::plan::{Hypervisor, Tee};
 use protobuf::CodedInputStream;
 use serde::Deserialize;
 
@@ -57,6 +57,9 @@ pub struct Config {
     /// Isolation to launch with.
     #[serde(default = "default_tee")]
     pub tee: Tee,
+    /// Whose virtual machines are used.
+    #[serde(default)]
+    pub hypervisor: Hypervisor,
     /// Pod annotations that are honoured.
     #[serde(default)]
     pub enable_annotations: Vec<Annotation>,
@@ -269,6 +272,15 @@ mod tests {
     }
 
     #[test]
+    fn isolation_and_hypervisor_are_chosen_by_name() {
+        for (name, tee) in [("none", Tee::None), ("sim", Tee::Sim), ("snp", Tee::Snp), ("tdx", Tee::Tdx)] {
+            let text = format!("{MINIMAL}tee = \"{name}\"\nhypervisor = \"mshv\"\n");
+            let config = Config::parse(&text, "x").unwrap();
+            assert_eq!((config.tee, config.hypervisor), (tee, Hypervisor::Mshv));
+        }
+    }
+
+    #[test]
     fn refusals_name_file_and_key() {
         let cases = [
             ("image = \"/i\"", "rootfs"),
@@ -279,6 +291,7 @@ mod tests {
                 "default_vcpus: expected 1 to 64, found 0",
             ),
             ("image = \"/i\"\nrootfs = \"/r\"\ntee = \"magic\"", "tee"),
+            ("image = \"/i\"\nrootfs = \"/r\"\nhypervisor = \"xen\"", "hypervisor"),
             ("image = \"/i\"\nrootfs = \"/r\"\nenable_annotations = [\"kernel\"]", "enable_annotations"),
         ];
         for (text, key) in cases {

@@ -19,6 +19,7 @@ pub mod identity;
 pub mod io;
 pub mod layers;
 pub mod metrics;
+pub mod policy;
 pub mod sandbox;
 pub mod shared;
 pub mod sizing;

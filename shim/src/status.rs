@@ -10,6 +10,7 @@ use crate::config::ConfigError;
 use crate::identity::IdentityError;
 use crate::io::StdioError;
 use crate::layers::LayersError;
+use crate::policy::PolicyError;
 use crate::sandbox::state::Refused;
 use crate::sandbox::vm::VmError;
 use crate::shared::SharedError;
@@ -76,6 +77,9 @@ pub enum TaskError {
     /// The machine's size.
     #[error(transparent)]
     Sizing(#[from] SizingError),
+    /// The pod's policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// The container's spec.
     #[error(transparent)]
     Spec(#[from] SpecError),
@@ -112,6 +116,7 @@ impl TaskError {
             | Self::Identity(_)
             | Self::Config(_)
             | Self::Sizing(_)
+            | Self::Policy(_)
             | Self::Spec(_)
             | Self::Oci(_)
             | Self::Shared(_)

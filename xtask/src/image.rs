@@ -1,7 +1,8 @@
 //! `cargo xtask image`: builds everything that a node needs to run utility VMs, into `target/uvm`.
 //!
 //! `bin/` has the programs; `uvm.igvm` with `uvm.json` (the measurement sidecar) and `rootfs.img` with
-//! `rootfs.json` are the guest; `debug/` has the same with a console; `uvm.toml` is the shim's configuration.
+//! `rootfs.json` are the guest, `uvm-sim.igvm` is it for the simulation; `debug/` has the same with a console;
+//! `uvm.toml` is the shim's configuration.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,21 @@ const KERNEL_ARGUMENTS: &str =
 /// The programs of the host.
 const HOST_PROGRAMS: [&str; 5] =
     ["containerd-shim-uvm-v2", "igvm-builder", "uvm-launch", "uvm-rootfs", "uvm-vmm"];
+
+/// An image: its file in the product's folder, and what its recipe says beside the command line.
+struct Image {
+    file: &'static str,
+    recipe: &'static str,
+}
+
+/// The images: for production, with and without a console, and for the simulation in both layouts.
+const IMAGES: [Image; 5] = [
+    Image { file: "uvm.igvm", recipe: "tees = ['none', 'snp']" },
+    Image { file: "uvm-sim.igvm", recipe: "tees = ['sim']" },
+    Image { file: "uvm-sim-measured.igvm", recipe: "tees = ['sim']\nlayout = 'measured'" },
+    Image { file: "debug/uvm.igvm", recipe: "tees = ['none', 'snp']\ndebug = true" },
+    Image { file: "debug/uvm-sim.igvm", recipe: "tees = ['sim']\ndebug = true" },
+];
 
 /// Where the product is.
 pub fn folder() -> PathBuf {
@@ -74,13 +90,14 @@ pub fn build() -> Result<PathBuf> {
     run(pack.arg("pack").arg("--agent").arg(agent).arg("--out").arg(&rootfs).arg("--info").arg(&info))?;
     let info: RootfsInfo = serde_json::from_slice(&fs::read(&info)?).context("rootfs.json")?;
     let stub = stub.join(TRIPLE).join("stub/boot-stub");
-    for (debug, image) in [(false, out.join("uvm.igvm")), (true, out.join("debug/uvm.igvm"))] {
-        let recipe = image.with_extension("recipe.toml");
+    for image in &IMAGES {
+        let file = out.join(image.file);
+        let recipe = file.with_extension("recipe.toml");
         let arguments = format!("{KERNEL_ARGUMENTS} {}", info.kernel_arguments);
-        fs::write(&recipe, format!("command_line = '''{arguments}'''\ndebug = {debug}\n"))?;
+        fs::write(&recipe, format!("command_line = '''{arguments}'''\n{}\n", image.recipe))?;
         let mut builder = Command::new(bin.join("igvm-builder"));
         builder.arg("build").arg("--recipe").arg(&recipe).arg("--kernel").arg(&kernel.image);
-        run(builder.arg("--stub").arg(&stub).arg("--out").arg(&image))?;
+        run(builder.arg("--stub").arg(&stub).arg("--out").arg(&file))?;
     }
     fs::write(out.join("uvm.toml"), shim_configuration(&out))?;
     progress.finish(&format!("{} is up to date", out.display()));

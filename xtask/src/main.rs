@@ -1,4 +1,4 @@
-//! Everything a person types: `cargo xtask demo|test|node|image|kernel|setup`.
+//! Everything a person types: `cargo xtask demo|test|node|image|kernel|fuzz|setup`.
 //!
 //! This file only maps subcommands to modules; each module owns one artefact or one piece of machinery.
 
@@ -7,6 +7,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 mod demo;
+mod fuzz;
 mod image;
 mod kernel;
 mod node;
@@ -35,6 +36,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Build the product: programs and image, into target/uvm
     Image,
+    /// Fuzz the parsers of hostile bytes
+    Fuzz(fuzz::Arguments),
     /// Run a command, or a shell, as root in the nested node
     Node(NodeArguments),
     /// Run the tests: all steps, or those named
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
             println!("{}", folder.display());
             ExitCode::SUCCESS
         }),
+        Command::Fuzz(arguments) => fuzz::run(&arguments).map(|clean| ExitCode::from(u8::from(!clean))),
         Command::Node(arguments) => run_in_node(arguments),
         Command::Test { steps } => test::run(&steps),
         Command::NodeInit => node::init::run(),

@@ -23,6 +23,8 @@ const fn package(name: &'static str, file: &'static str) -> Package {
 /// Everything needed to build, run and test on Debian 12.
 const PACKAGES: &[Package] = &[
     package("gcc", "/usr/bin/gcc"),
+    // The fuzzer's run-time.
+    package("g++", "/usr/bin/g++"),
     package("make", "/usr/bin/make"),
     package("libc6-dev", "/usr/include/stdio.h"),
     package("libseccomp-dev", "/usr/include/seccomp.h"),
@@ -80,6 +82,25 @@ pub fn ensure_all() -> Result<()> {
     install()
         .or_else(|_| update_lists().and_then(|()| install()))
         .with_context(|| format!("these packages are still missing: {names}"))
+}
+
+/// Installs cargo's fuzzing command if it is missing.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn ensure_cargo_fuzz() -> Result<()> {
+    let found = Command::new("cargo").args(["fuzz", "--version"]).output()?.status.success();
+    if found {
+        return Ok(());
+    }
+    let progress = Progress::start("Installing cargo-fuzz");
+    let install = ["install", "--quiet", "--locked", "cargo-fuzz"];
+    let output = Command::new("cargo").args(install).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("cargo install cargo-fuzz: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    progress.finish("done");
+    Ok(())
 }
 
 /// Reads the package lists if there are none.

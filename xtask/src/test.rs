@@ -28,6 +28,7 @@ const STEPS: &[Step] = &[
     },
     Step { name: "stub-lints", run: stub_lints },
     Step { name: "unit-tests", run: unit_tests },
+    Step { name: "fuzz", run: crate::fuzz::short },
     Step { name: "node", run: crate::node::checks::run },
     Step { name: "suites", run: crate::suites::run },
 ];

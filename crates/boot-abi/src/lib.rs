@@ -194,6 +194,8 @@ pub enum StubPort {
     KernelEntry = 2,
     /// The stub will not go on; the reason follows as text and is ended by [`StubPort::End`].
     Refused = 3,
+    /// The kernel is in private memory and not hashed yet.
+    Copied = 4,
 }
 
 /// Longest reason of a refusal, in bytes, that a VMM keeps.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod certificates;
+pub mod oid;
 pub mod policy;
 pub mod report;
 pub mod sim;

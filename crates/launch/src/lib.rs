@@ -9,6 +9,7 @@ pub mod digest;
 pub mod image;
 pub mod layout;
 pub mod plan;
+pub mod reader;
 pub mod snp;
 pub mod tdx;
 pub mod timeline;

@@ -45,6 +45,57 @@ impl Tee {
     }
 }
 
+/// Why a text names no isolation, or no hypervisor.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected {expected}, found {found:?}")]
+pub struct NameError {
+    expected: &'static str,
+    found: String,
+}
+
+impl NameError {
+    fn new(expected: &'static str, found: &str) -> Self {
+        Self { expected, found: found.chars().take(80).collect() }
+    }
+}
+
+impl std::str::FromStr for Tee {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        match text {
+            "none" => Ok(Self::None),
+            "sim" => Ok(Self::Sim),
+            "snp" => Ok(Self::Snp),
+            "tdx" => Ok(Self::Tdx),
+            other => Err(NameError::new("none, sim, snp or tdx", other)),
+        }
+    }
+}
+
+impl std::str::FromStr for Hypervisor {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "kvm" => Ok(Self::Kvm),
+            "mshv" => Ok(Self::Mshv),
+            other => Err(NameError::new("auto, kvm or mshv", other)),
+        }
+    }
+}
+
+impl std::fmt::Display for Hypervisor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Mshv => "mshv",
+        })
+    }
+}
+
 impl std::fmt::Display for Tee {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -277,6 +328,19 @@ mod tests {
             let error = LaunchPlan::from_json(&bad.to_json().unwrap()).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
         }
+    }
+
+    #[test]
+    fn names_are_the_same_in_text_and_json() {
+        for tee in [Tee::None, Tee::Sim, Tee::Snp, Tee::Tdx] {
+            assert_eq!(tee.to_string().parse(), Ok(tee));
+            assert_eq!(serde_json::to_string(&tee).unwrap(), format!("\"{tee}\""));
+        }
+        for hypervisor in [Hypervisor::Auto, Hypervisor::Kvm, Hypervisor::Mshv] {
+            assert_eq!(hypervisor.to_string().parse(), Ok(hypervisor));
+            assert_eq!(serde_json::to_string(&hypervisor).unwrap(), format!("\"{hypervisor}\""));
+        }
+        assert_eq!("".parse::<Tee>().unwrap_err().to_string(), "expected none, sim, snp or tdx, found \"\"");
     }
 
     #[test]

@@ -4,7 +4,10 @@
 //! AMD's root and signer are RSA keys; these are P-384 keys, because an RSA key takes seconds to make. That, beside
 //! the names, keeps them apart from AMD's for everybody.
 
-use evidence::tcb::{Product, Tcb};
+use evidence::{
+    oid,
+    tcb::{Product, Tcb},
+};
 use p384::{
     ecdsa::{DerSignature, SigningKey},
     elliptic_curve::Generate as _,
@@ -35,34 +38,6 @@ pub const SIMULATED: &str = "SIMULATED";
 const NOT_BEFORE: u64 = 1_577_836_800;
 /// … to 2049-12-31, in Unix seconds: fixed, because the host's clock proves nothing, and the machine will not live on.
 const NOT_AFTER: u64 = 2_524_521_600;
-
-/// AMD's extensions, below `1.3.6.1.4.1.3704.1`.
-pub mod oid {
-    use super::ObjectIdentifier;
-
-    const fn amd(path: &str) -> ObjectIdentifier {
-        ObjectIdentifier::new_unwrap(path)
-    }
-
-    /// Version of the structure: INTEGER.
-    pub const STRUCT_VERSION: ObjectIdentifier = amd("1.3.6.1.4.1.3704.1.1");
-    /// Name of the product line and stepping: IA5String.
-    pub const PRODUCT_NAME: ObjectIdentifier = amd("1.3.6.1.4.1.3704.1.2");
-    /// Boot loader's security version: INTEGER.
-    pub const BOOTLOADER: ObjectIdentifier = amd("1.3.6.1.4.1.3704.1.3.1");
-    /// Secure operating system's security version: INTEGER.
-    pub const TEE: ObjectIdentifier = amd("1.3.6.1.4.1.3704.1.3.2");
-    /// SNP firmware's security version: INTEGER.
-    pub const SNP: ObjectIdentifier = amd("1.3.6.1.4.1.3704.1.3.3");
-    /// Microcode's security version: INTEGER.
-    pub const MICROCODE: ObjectIdentifier = amd("1.3.6.1.4.1.3704.1.3.8");
-    /// Firmware management component's security version, on Turin: INTEGER.
-    pub const FMC: ObjectIdentifier = amd("1.3.6.1.4.1.3704.1.3.9");
-    /// The chip's identifier, in a VCEK's certificate: bare bytes.
-    pub const HARDWARE_ID: ObjectIdentifier = amd("1.3.6.1.4.1.3704.1.4");
-    /// The cloud provider's name, in a VLEK's certificate: IA5String.
-    pub const PROVIDER_ID: ObjectIdentifier = amd("1.3.6.1.4.1.3704.1.5");
-}
 
 /// What the certificate of an endorsement key says of it.
 #[derive(Debug, Clone)]
@@ -198,12 +173,7 @@ fn endorsement_extensions(holder: &EndorsementKey) -> der::Result<Vec<Extension>
         EndorsementKey::Vcek { chip_id, .. } => (oid::HARDWARE_ID, chip_id.to_vec()),
         EndorsementKey::Vlek { provider, .. } => (oid::PROVIDER_ID, Ia5StringRef::new(provider)?.to_der()?),
     });
-    values
-        .into_iter()
-        .map(|(extn_id, value)| {
-            Ok(Extension { extn_id, critical: false, extn_value: OctetString::new(value)? })
-        })
-        .collect()
+    values.into_iter().map(|(oid, value)| extension(oid, false, value)).collect()
 }
 
 fn issue(

@@ -15,6 +15,7 @@ use crate::agent::Agent;
 use crate::config::Config;
 use crate::container::Guest;
 use crate::identity::Role;
+use crate::policy;
 use crate::sizing::{self, Size};
 use crate::state_dir::{Process, Record, StateDir};
 use crate::status::TaskError;
@@ -22,7 +23,7 @@ use crate::status::TaskError;
 /// Boots the machine of pod `id`, whose size and name `spec` tells. When this fails, nothing is left of it.
 ///
 /// # Errors
-/// When the configuration, the size or the launch is refused, or the agent does not serve.
+/// When the configuration, the size, the policy or the launch is refused, or the agent does not serve.
 pub async fn boot(
     driver: &dyn VmDriver,
     state: &StateDir,
@@ -59,8 +60,8 @@ async fn boot_in(
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
         tee: config.tee,
-        host_data: launch::plan::HostData::default(),
-        hypervisor: launch::plan::Hypervisor::Auto,
+        host_data: policy::host_data(spec)?,
+        hypervisor: config.hypervisor,
         vsock: state.vsock(),
         console: config.debug_console.then(|| state.console()),
     };

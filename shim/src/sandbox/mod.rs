@@ -10,6 +10,7 @@ mod actor;
 mod boot;
 mod effects;
 mod ending;
+mod handshake;
 mod lifecycle;
 mod notice;
 mod process;

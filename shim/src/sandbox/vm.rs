@@ -1,8 +1,8 @@
 //! A pod's machine, behind a narrow trait so that another VMM can be driven.
 //!
 //! The real driver starts `uvm-vmm`. Readiness comes from the guest: before the VMM exists, a listener takes the
-//! guest's connection to the ready port; then either the agent's ready line arrives, or the VMM ends and
-//! says why, or the time is up. Nothing is dialled and retried.
+//! guest's connection to the handshake port; then either the agent says that it serves, or why it does not, or
+//! the VMM ends and says why, or the time is up. Nothing is dialled and retried.
 
 use std::fs::File;
 use std::io;
@@ -10,18 +10,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use agent_protocol::READY_PORT;
-use agent_protocol::ready::{self, ReadyError, ReadyLine};
+use agent_protocol::HANDSHAKE_PORT;
+use agent_protocol::handshake::{HandshakeError, Ready};
 use async_trait::async_trait;
-use launch::control::{Event, Exit, Segment};
+use launch::control::{Event, Exit, Measurement, Segment};
 use launch::plan::LaunchPlan;
 use launch::timeline::Timeline;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use serde::Serialize;
+use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tracing::{debug, info};
 use vmm_client::{ClientError, Vmm, monotonic_us};
+
+use super::handshake::greet;
 
 /// How long a machine that was asked to stop may take before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(2);
@@ -40,9 +42,9 @@ pub enum VmError {
     /// The agent did not report in time.
     #[error("the utility VM did not start: no word from its agent within {} s", .0.as_secs())]
     Silent(Duration),
-    /// The agent's report is none.
+    /// The agent refuses to serve, or what it says is no handshake.
     #[error("the utility VM did not start: {0}")]
-    Ready(#[from] ReadyError),
+    Handshake(#[from] HandshakeError),
     /// A file or socket of the machine.
     #[error("cannot {what} {path}: {source}", path = .path.display())]
     File {
@@ -58,8 +60,12 @@ pub enum VmError {
     Broken,
 }
 
+/// How long a machine whose handshake broke off may take to say that it has ended.
+const END_GRACE: Duration = Duration::from_millis(500);
 /// The boot's timeline, beside the machine's socket.
 const TIMELINE_FILE: &str = "timeline.json";
+/// What the launch was measured as, beside the machine's socket.
+const MEASUREMENT_FILE: &str = "measurement.json";
 
 /// What it takes to start a machine.
 #[derive(Debug, Clone)]
@@ -133,28 +139,27 @@ pub fn guest_port(vsock: &Path, port: u32) -> PathBuf {
 impl VmDriver for UvmVmm {
     async fn launch(&self, launch: Launch) -> Result<Arc<dyn Vm>, VmError> {
         let vsock = launch.plan.vsock.clone();
-        let ready_path = guest_port(&vsock, READY_PORT);
-        let listener = UnixListener::bind(&ready_path).map_err(file_error("listen on", &ready_path))?;
+        let path = guest_port(&vsock, HANDSHAKE_PORT);
+        let listener = UnixListener::bind(&path).map_err(file_error("listen on", &path))?;
+        let host = super::handshake::host(&launch.plan);
         let log = self.log.as_ref().map(File::try_clone).transpose();
         let log = log.map_err(file_error("duplicate the log for", &launch.program))?;
         let Launch { program, plan, boot_timeout } = launch;
-        let timeline = Arc::new(Mutex::new(Timeline::new(monotonic_us())));
-        let marks = Arc::clone(&timeline);
-        let vm = spawn_blocking(move || start(&program, &plan, log, &marks))
+        let boot = Arc::new(Mutex::new(Boot::new()));
+        let seen = Arc::clone(&boot);
+        let vm = spawn_blocking(move || start(&program, &plan, log, &seen))
             .await
             .map_err(|_| VmError::Broken)??;
         let readiness = tokio::select! {
             biased;
-            line = ready_line(&listener, &ready_path) => line,
+            ready = greet(&listener, &path, host) => ready,
             why = vm.wait() => Err(VmError::Ended(why)),
             () = tokio::time::sleep(boot_timeout) => Err(VmError::Silent(boot_timeout)),
         };
-        match readiness {
-            Ok(line) => {
-                info!(line.kernel_to_init_us, line.init_to_ready_us, "the agent serves");
-                let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                timeline.ready(monotonic_us(), line.init_to_ready_us);
-                keep(timeline, &vsock.with_file_name(TIMELINE_FILE));
+        match vm.explain(readiness).await {
+            Ok(ready) => {
+                info!(ready.kernel_to_init_us, ready.init_to_ready_us, "the agent serves");
+                boot.lock().unwrap_or_else(PoisonError::into_inner).keep(ready, &vsock);
                 Ok(Arc::new(vm))
             }
             Err(error) => {
@@ -165,11 +170,33 @@ impl VmDriver for UvmVmm {
     }
 }
 
-/// Leaves the boot's timeline beside the machine's socket, for people. No pod fails for want of it.
-fn keep(timeline: Timeline, path: &Path) {
-    let json = serde_json::to_vec_pretty(&timeline.steps()).map_err(io::Error::from);
+/// What the VMM tells of a boot.
+struct Boot {
+    timeline: Timeline,
+    measurement: Option<Measurement>,
+}
+
+impl Boot {
+    fn new() -> Self {
+        Self { timeline: Timeline::new(monotonic_us()), measurement: None }
+    }
+
+    /// Leaves what was told beside the machine's socket, for people. No pod fails for want of it.
+    fn keep(&self, ready: Ready, vsock: &Path) {
+        let mut timeline = self.timeline.clone();
+        timeline.ready(monotonic_us(), ready.init_to_ready_us);
+        keep(&timeline.steps(), &vsock.with_file_name(TIMELINE_FILE));
+        if let Some(measurement) = &self.measurement {
+            info!(digest = %measurement.digest, host_data = %measurement.host_data, "the launch was measured");
+            keep(measurement, &vsock.with_file_name(MEASUREMENT_FILE));
+        }
+    }
+}
+
+fn keep(value: &impl Serialize, path: &Path) {
+    let json = serde_json::to_vec_pretty(value).map_err(io::Error::from);
     if let Err(error) = json.and_then(|json| std::fs::write(path, json)) {
-        debug!(path = %path.display(), %error, "the timeline is not kept");
+        debug!(path = %path.display(), %error, "not kept");
     }
 }
 
@@ -178,9 +205,9 @@ fn start(
     program: &Path,
     plan: &LaunchPlan,
     log: Option<File>,
-    timeline: &Arc<Mutex<Timeline>>,
+    boot: &Arc<Mutex<Boot>>,
 ) -> Result<UvmVm, VmError> {
-    let timeline = Arc::clone(timeline);
+    let boot = Arc::clone(boot);
     // The last thing that the VMM said about its end, which its exit status then confirms.
     let last_word = Arc::new(Mutex::new(None));
     let heard = Arc::clone(&last_word);
@@ -188,10 +215,13 @@ fn start(
         debug!(?event, "machine");
         let word = match event {
             Event::Mark { mark, monotonic_us } => {
-                let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner);
-                return timeline.reach(mark.into(), monotonic_us);
+                let mut boot = boot.lock().unwrap_or_else(PoisonError::into_inner);
+                return boot.timeline.reach(mark.into(), monotonic_us);
             }
-            Event::Measured(_) => return,
+            Event::Measured(measurement) => {
+                boot.lock().unwrap_or_else(PoisonError::into_inner).measurement = Some(measurement);
+                return;
+            }
             Event::Refused(why) => format!("launch refused: {why}"),
             Event::Ended(exit) => exit.to_string(),
         };
@@ -216,22 +246,18 @@ fn start(
     Ok(UvmVm { vmm, vsock: plan.vsock.clone(), ended })
 }
 
-/// Takes the one connection that the agent makes, and reads its line.
-async fn ready_line(listener: &UnixListener, path: &Path) -> Result<ReadyLine, VmError> {
-    let (stream, _) = listener.accept().await.map_err(file_error("accept on", path))?;
-    let line = read_line(stream).await.map_err(file_error("read", path))?;
-    Ok(ReadyLine::parse(&line)?)
-}
-
-async fn read_line(stream: UnixStream) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    // One byte more than allowed, so that the parser sees that there is more.
-    let bounded = stream.take(ready::MAX_LEN as u64 + 1);
-    BufReader::with_capacity(ready::MAX_LEN, bounded).read_until(b'\n', &mut bytes).await?;
-    String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-}
-
 impl UvmVm {
+    /// A handshake that breaks off is most often a machine that ends: why it ends says more.
+    async fn explain(&self, readiness: Result<Ready, VmError>) -> Result<Ready, VmError> {
+        match readiness {
+            Err(VmError::Handshake(HandshakeError::Unfinished(_)) | VmError::File { .. }) => {
+                let ended = tokio::time::timeout(END_GRACE, self.wait()).await;
+                ended.map_or(readiness, |why| Err(VmError::Ended(why)))
+            }
+            other => other,
+        }
+    }
+
     async fn blocking(
         &self,
         request: impl FnOnce(&Vmm) -> Result<(), ClientError> + Send + 'static,
@@ -283,33 +309,7 @@ impl Vm for UvmVm {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
-
     use super::*;
-
-    async fn line(sent: &'static [u8]) -> Result<ReadyLine, VmError> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = guest_port(&dir.path().join("vsock"), READY_PORT);
-        let listener = UnixListener::bind(&path).unwrap();
-        let guest = async {
-            let mut stream = UnixStream::connect(&path).await.unwrap();
-            stream.write_all(sent).await.unwrap();
-        };
-        tokio::join!(ready_line(&listener, &path), guest).0
-    }
-
-    #[tokio::test]
-    async fn a_ready_line_is_read() {
-        let ready = line(b"{\"version\":1,\"kernel_to_init_us\":7,\"init_to_ready_us\":9}\n").await.unwrap();
-        assert_eq!(ready, ReadyLine::new(7, 9));
-    }
-
-    #[tokio::test]
-    async fn other_lines_are_refused() {
-        for sent in [b"".as_slice(), b"\n", b"{\"version\":2}\n", &[b'x'; 4096], b"\xff\n"] {
-            assert!(line(sent).await.is_err(), "{sent:?}");
-        }
-    }
 
     #[tokio::test]
     async fn a_vmm_that_cannot_start_is_named() {
@@ -329,7 +329,7 @@ mod tests {
         let launch = |program: &str| Launch { program: program.into(), plan: plan.clone(), boot_timeout };
         let error = UvmVmm::default().launch(launch("/nonexistent/vmm")).await.err().unwrap();
         assert!(error.to_string().contains("/nonexistent/vmm"), "{error}");
-        std::fs::remove_file(guest_port(&plan.vsock, READY_PORT)).unwrap();
+        std::fs::remove_file(guest_port(&plan.vsock, HANDSHAKE_PORT)).unwrap();
         let error = UvmVmm::default().launch(launch("/bin/false")).await.err().unwrap();
         assert!(
             error.to_string().contains("did not start: virtual machine monitor: exit status: 1"),

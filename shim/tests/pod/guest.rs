@@ -14,6 +14,7 @@ use agent_protocol::rpc::agent_ttrpc::{AgentService, create_agent_service};
 use agent_protocol::rpc::oci;
 use async_trait::async_trait;
 use launch::control::Segment;
+use launch::plan::HostData;
 use protobuf::well_known_types::empty::Empty;
 use shim::sandbox::vm::{Launch, Vm, VmDriver, VmError};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -279,6 +280,9 @@ impl FakeDriver {
 impl VmDriver for FakeDriver {
     async fn launch(&self, launch: Launch) -> std::result::Result<Arc<dyn Vm>, VmError> {
         self.journal.add(format!("launch {} {}", launch.plan.vcpus, launch.plan.memory_mib));
+        if launch.plan.host_data != HostData::default() {
+            self.journal.add(format!("host data {}", launch.plan.host_data));
+        }
         if self.broken {
             return Err(VmError::Ended("launch refused: /dev/kvm is missing".into()));
         }

@@ -244,6 +244,22 @@ async fn a_launch_that_fails_leaves_nothing_and_says_why() {
 }
 
 #[tokio::test]
+async fn the_launch_binds_the_policy_of_the_pod() {
+    let harness = Harness::new("c1", FakeDriver::default()).await;
+    let policy = "io.katacontainers.config.agent.policy";
+    let refused = harness.request("c1", &["sleep"], json!({ policy: "not base64" }));
+    assert_eq!(code(harness.client.create(Harness::context(), &refused).await), Code::INVALID_ARGUMENT);
+    assert!(harness.driver.journal.entries().is_empty() && harness.state_is_gone());
+    harness.create(&harness.request("c1", &["sleep"], json!({ policy: "YWJj" }))).await;
+    // SHA-256 of "abc" (FIPS 180-2, appendix B.1).
+    let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert_eq!(
+        harness.driver.journal.entries()[..2],
+        ["launch 1 512".to_owned(), format!("host data {digest}")]
+    );
+}
+
+#[tokio::test]
 async fn questions_are_answered_while_the_guest_hangs() {
     let harness = Harness::new("p", FakeDriver::default()).await;
     harness.run(&harness.sandbox("p")).await;

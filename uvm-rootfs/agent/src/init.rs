@@ -79,11 +79,19 @@ pub fn set_up() -> Result<()> {
     raise_loopback()
 }
 
+/// The measured command line.
+///
+/// # Errors
+/// If the kernel does not show it.
+pub fn command_line() -> Result<String> {
+    const FILE: &str = "/proc/cmdline";
+    fs::read_to_string(FILE).doing(|| format!("read {FILE}"))
+}
+
 /// Whether the measured command line has the word `word`.
 #[must_use]
 pub fn command_line_has(word: &str) -> bool {
-    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    line.split_ascii_whitespace().any(|found| found == word)
+    command_line().is_ok_and(|line| line.split_ascii_whitespace().any(|found| found == word))
 }
 
 /// Enables every controller for the groups of containers.

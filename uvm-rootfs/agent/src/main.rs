@@ -9,14 +9,18 @@ use agent_protocol::{AGENT_PORT, HOST_CID};
 use anyhow::Context;
 use futures_util::stream;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
+use uvm_agent::attestation;
 use uvm_agent::container::Services;
+use uvm_agent::expectation::Expectation;
+use uvm_agent::handshake::{self, Host};
 use uvm_agent::oom::OomWatch;
 use uvm_agent::reaper::Reaper;
 use uvm_agent::runtime::{self, Runtime};
 use uvm_agent::sandbox::Sandbox;
 use uvm_agent::service::{Ending, serve};
-use uvm_agent::{init, log, note, ready};
+use uvm_agent::{init, log, note};
 
 fn main() -> ExitCode {
     let name = std::env::args().next().unwrap_or_default();
@@ -29,35 +33,52 @@ fn main() -> ExitCode {
         eprintln!("uvm-agent is the first process of a utility VM and does nothing elsewhere");
         return ExitCode::FAILURE;
     }
-    let init_us = ready::now_us();
+    let init_us = handshake::now_us();
     let set_up = init::set_up();
     log::open(init::command_line_has("uvm.debug"));
-    let result = set_up.map_err(anyhow::Error::from).and_then(|()| run(init_us));
-    if let Err(error) = result {
-        note!("the agent cannot serve: {error:#}");
+    if let Err(error) = run(set_up.map_err(anyhow::Error::from), init_us) {
+        note!("the agent does not serve: {error:#}");
     }
     // Without an agent there is nothing that this guest could be good for.
     init::power_off();
     ExitCode::FAILURE
 }
 
-fn run(init_us: u64) -> anyhow::Result<()> {
+fn run(set_up: anyhow::Result<()>, init_us: u64) -> anyhow::Result<()> {
     // One thread: nothing here computes, and the reaper relies on it.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
     runtime.block_on(async {
-        let reaper = Reaper::start()?;
-        let runtime = Runtime::new(PathBuf::from("/proc/self/exe"), reaper);
-        let sandbox = Sandbox::new(Services { runtime, oom: OomWatch::start()? });
-        let _server =
-            serve(listen()?, Arc::new(sandbox), Ending::PowerOff).await.context("start the server")?;
-        if let Err(error) = ready::announce(init_us).await {
-            // Whoever started the guest may have chosen not to listen.
-            note!("{error}");
-        }
+        let mut host = Host::connect().await?;
+        let served = match set_up {
+            Ok(()) => start(&mut host).await,
+            Err(error) => Err(error),
+        };
+        let _server = match served {
+            Ok(server) => server,
+            Err(error) => {
+                host.refuse(&format!("{error:#}")).await?;
+                return Err(error);
+            }
+        };
+        host.ready(init_us).await?;
         std::future::pending::<()>().await;
         Ok(())
     })
+}
+
+/// Serves, if this guest is what it was measured to be and was launched with the host data that the host names.
+async fn start(host: &mut Host) -> anyhow::Result<Server> {
+    let expectation = Expectation::from_command_line(&init::command_line()?)?;
+    if matches!(expectation, Expectation::Snp(_) | Expectation::Tdx) {
+        attestation::tsm::mount_configfs()?;
+    }
+    let host_data = host.host_data(expectation.tee()).await?;
+    let attester = attestation::admit(expectation, &host_data)?;
+    let reaper = Reaper::start()?;
+    let runtime = Runtime::new(PathBuf::from("/proc/self/exe"), reaper);
+    let sandbox = Sandbox::new(Services { runtime, oom: OomWatch::start()? });
+    serve(listen()?, Arc::new(sandbox), attester, Ending::PowerOff).await.context("start the server")
 }
 
 /// Accepts connections from the host alone: a container could otherwise dial its own guest.

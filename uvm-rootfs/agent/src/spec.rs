@@ -48,9 +48,7 @@ pub fn adapt(mut spec: Spec, setting: &Setting<'_>) -> Result<(Spec, Vec<(String
     let mut process = spec.process().clone().ok_or_else(|| invalid("the configuration has no process"))?;
     adapt_process(&mut process)?;
     let privileged = spec.linux().as_ref().is_some_and(allows_all_devices);
-    if !privileged {
-        without_mknod(&mut process);
-    }
+    confine(&mut process, privileged);
     let mounts = spec.mounts().clone().unwrap_or_default();
     mounts.iter().try_for_each(check_mount)?;
     let mut linux = spec.linux().clone().unwrap_or_default();
@@ -65,9 +63,7 @@ pub fn adapt(mut spec: Spec, setting: &Setting<'_>) -> Result<(Spec, Vec<(String
 /// Names the first setting that is refused.
 pub fn adapt_exec(mut process: Process, container: &Spec) -> Result<Process> {
     adapt_process(&mut process)?;
-    if !container.linux().as_ref().is_some_and(allows_all_devices) {
-        without_mknod(&mut process);
-    }
+    confine(&mut process, container.linux().as_ref().is_some_and(allows_all_devices));
     Ok(process)
 }
 
@@ -98,11 +94,19 @@ fn adapt_process(process: &mut Process) -> Result<()> {
     Ok(())
 }
 
+/// Takes from a process the capabilities that lead around the agent.
+///
+/// I/O ports are the machine's, and a simulated guest gets its reports through some: no container reaches them.
 /// Device nodes are confined by the absence of the right to make them: `/dev` holds what the agent put there,
 /// and the image's own file system is mounted `nodev`. Only a container that may use every device keeps it.
-fn without_mknod(process: &mut Process) {
+fn confine(process: &mut Process, privileged: bool) {
+    let kept = |one: &Capability| match one {
+        Capability::SysRawio => false,
+        Capability::Mknod => privileged,
+        _ => true,
+    };
     let strip = |set: &Option<Capabilities>| -> Option<Capabilities> {
-        set.as_ref().map(|set| set.iter().copied().filter(|one| *one != Capability::Mknod).collect())
+        set.as_ref().map(|set| set.iter().copied().filter(kept).collect())
     };
     // libcontainer takes the absence of the section for all capabilities; it means none.
     if process.capabilities().is_none() {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use agent_protocol::rpc::agent::*;
 use agent_protocol::rpc::agent_ttrpc::AgentServiceClient;
 use agent_protocol::storage::{LayerStorage, OverlayStorage, VerityInfo};
+use agent_protocol::tee::Tee;
 use agent_protocol::{oci, paths};
 use protobuf::MessageField;
 use serde::Deserialize;
@@ -24,6 +25,7 @@ use serde_json::{Value, json};
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::context::{Context, with_duration};
+use uvm_agent::attestation::attester;
 use uvm_agent::container::Services;
 use uvm_agent::oom::OomWatch;
 use uvm_agent::reaper::Reaper;
@@ -58,7 +60,8 @@ impl Guest {
         let reaper = Reaper::start().unwrap();
         let runtime = Runtime::new(PathBuf::from(env!("CARGO_BIN_EXE_uvm-agent")), reaper);
         let sandbox = Arc::new(Sandbox::new(Services { runtime, oom: OomWatch::start().unwrap() }));
-        let server = serve(Listener::bind(SOCKET).unwrap(), sandbox, Ending::Stay).await.unwrap();
+        let server =
+            serve(Listener::bind(SOCKET).unwrap(), sandbox, attester(Tee::None), Ending::Stay).await.unwrap();
         // The server lives as long as the test.
         std::mem::forget(server);
         let client = AgentServiceClient::new(Client::new(Socket::connect(SOCKET).await.unwrap()));

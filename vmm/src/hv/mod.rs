@@ -3,8 +3,8 @@
 //! Types of a particular hypervisor never leave its module. What only one of them knows (page states, memory
 //! faults, requests for certificates) it answers by itself and enters the guest again.
 
-pub mod id_block;
 pub mod kvm;
+pub mod mshv;
 pub mod seam;
 
 use std::path::Path;
@@ -15,6 +15,9 @@ use launch::plan::{HostData, Hypervisor, Tee};
 use launch::snp::{Backend, PageType};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
+
+use mshv::MshvVm;
+use seam::linux::Linux;
 
 /// Linux's KVM.
 const KVM_DEVICE: &str = "/dev/kvm";
@@ -103,6 +106,20 @@ pub trait Vm: Send + Sync {
     /// When the hypervisor refuses the message.
     fn send_msi(&self, address: u64, data: u32) -> Result<(), HvError>;
 
+    /// Whether the host has to [acquire](Vm::acquire) memory that the guest shares before it touches it.
+    fn must_acquire(&self) -> bool {
+        false
+    }
+
+    /// Makes sure that the host may read and write `length` bytes of memory from `gpa` on. Where
+    /// [nobody has to ask](Vm::must_acquire), there is nothing to do.
+    ///
+    /// # Errors
+    /// When the guest has not shared that memory.
+    fn acquire(&self, _gpa: u64, _length: u64) -> Result<(), HvError> {
+        Ok(())
+    }
+
     /// Creates virtual CPU `id`; its APIC id is the same number.
     ///
     /// # Errors
@@ -152,15 +169,27 @@ pub struct Settings {
 /// # Errors
 /// When there is no such hypervisor, it cannot isolate machines in this way, or it refuses.
 pub fn open(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
-    let kvm_is_there = || Path::new(KVM_DEVICE).exists();
-    let hypervisor = match settings.hypervisor {
-        Hypervisor::Auto if !kvm_is_there() && Path::new(MSHV_DEVICE).exists() => Hypervisor::Mshv,
-        Hypervisor::Auto => Hypervisor::Kvm,
-        named => named,
-    };
-    match (hypervisor, settings.tee) {
-        (Hypervisor::Kvm | Hypervisor::Auto, _) => kvm::open(settings),
-        (Hypervisor::Mshv, tee) => Err(HvError::Unsupported { hypervisor: "the Microsoft Hypervisor", tee }),
+    let mshv_alone = || !Path::new(KVM_DEVICE).exists() && Path::new(MSHV_DEVICE).exists();
+    match settings.hypervisor {
+        Hypervisor::Auto if mshv_alone() => open_mshv(settings),
+        Hypervisor::Auto | Hypervisor::Kvm => kvm::open(settings),
+        Hypervisor::Mshv => open_mshv(settings),
+    }
+}
+
+fn open_mshv(settings: &Settings) -> Result<Arc<dyn Vm>, HvError> {
+    match settings.tee {
+        Tee::Snp => {
+            let policy = settings.guest_policy.ok_or_else(|| HvError::Refused {
+                what: "launch on MSHV",
+                expected: "a SEV-SNP guest policy in the image".into(),
+                found: "none".into(),
+            })?;
+            Ok(Arc::new(MshvVm::create(Arc::new(Linux), settings.vcpus, policy)?))
+        }
+        tee @ (Tee::None | Tee::Sim | Tee::Tdx) => {
+            Err(HvError::Unsupported { hypervisor: "the Microsoft Hypervisor", tee })
+        }
     }
 }
 
@@ -207,6 +236,16 @@ pub enum HvError {
     /// What is to be launched cannot be launched so.
     #[error("launch: {0}")]
     Launch(String),
+    /// What the hypervisor was to be given is not what it takes.
+    #[error("{what}: expected {expected}, found {found}")]
+    Refused {
+        /// What was to be given.
+        what: &'static str,
+        /// The rule.
+        expected: String,
+        /// What there was.
+        found: String,
+    },
     /// The processor's feature list is longer than KVM takes.
     #[error("CPUID: more entries than KVM takes")]
     Cpuid,

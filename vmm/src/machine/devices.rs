@@ -20,6 +20,7 @@ use crate::hv::{HvError, Vm};
 use crate::ioapic::{IoApic, MsiSink};
 use crate::virtio::blk::{AttachError, Block, BlockSlot};
 use crate::virtio::disk::{Access, Disk, DiskError, Segment};
+use crate::virtio::host_access::{HostAccess, Refusal};
 use crate::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
@@ -130,6 +131,21 @@ impl MsiSink for Messages {
     }
 }
 
+/// Devices ask the hypervisor for what the guest shares, where the host has to.
+struct Shared(Arc<dyn Vm>);
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Shared").finish_non_exhaustive()
+    }
+}
+
+impl HostAccess for Shared {
+    fn acquire(&self, address: u64, length: u64) -> Result<(), Refusal> {
+        Ok(self.0.acquire(address, length)?)
+    }
+}
+
 /// The console's interrupt line.
 pub struct SerialLine(Arc<dyn InterruptLine>);
 
@@ -161,8 +177,11 @@ impl Devices {
 
         let mut virtio = Vec::new();
         let mut add = |index: u32, device: Box<dyn VirtioDevice>, interrupt: Interrupt| {
-            let transport =
+            let mut transport =
                 MmioTransport::new(device, ram.clone(), interrupt).map_err(system("a virtio device"))?;
+            if vm.must_acquire() {
+                transport = transport.with_host_access(Arc::new(Shared(Arc::clone(vm))));
+            }
             for (value, kick) in (0..).zip(transport.kicks()) {
                 vm.signal_on_write(virtio_base(index) + NOTIFY_OFFSET, value, kick)?;
             }

@@ -79,7 +79,7 @@ mod tests {
     use crate::machine::memory;
 
     fn image() -> Image {
-        let page = |gpa, kind, fill| Page { gpa, kind, data: vec![fill; 4096] };
+        let page = |gpa, kind, fill| Page { gpa, kind, data: vec![fill; 4096].into() };
         let pages = vec![
             page(0x3000, PageKind::Measured, 3),
             page(0x2000, PageKind::Measured, 2),

@@ -13,6 +13,7 @@ mod measure;
 mod memory;
 mod ports;
 mod run;
+mod sim;
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -32,6 +33,7 @@ pub use devices::{DeviceError, SlotError};
 pub use expectation::ExpectationError;
 pub use load::LoadError;
 pub use memory::MemoryError;
+pub use sim::SimError;
 
 use bus::Bus;
 use devices::Devices;
@@ -71,6 +73,9 @@ pub enum LaunchError {
     /// What was loaded cannot be read back to measure it.
     #[error("cannot measure the launch: {0}")]
     Measure(#[source] vm_memory::GuestMemoryError),
+    /// There is no simulated secure processor.
+    #[error(transparent)]
+    Sim(#[from] SimError),
     /// A thread cannot be started.
     #[error("cannot start a virtual CPU thread: {0}")]
     Thread(#[source] io::Error),
@@ -90,7 +95,7 @@ impl Defined {
     /// # Errors
     /// When a file cannot be read, or the image is not one for this machine.
     pub fn new(plan: LaunchPlan) -> Result<Self, LaunchError> {
-        let image = Image::decode(&read_image(&plan.image)?, plan.tee.platform())?;
+        let image = Image::decode_bytes(read_image(&plan.image)?.into(), plan.tee.platform())?;
         expectation::check(&image, &plan)?;
         let rootfs = open(&plan.rootfs)?;
         Ok(Self { plan, image, rootfs })
@@ -172,7 +177,7 @@ impl Populated {
     /// # Errors
     /// When the hypervisor or the secure processor refuses.
     pub fn measure(self) -> Result<Measured, LaunchError> {
-        let Self { plan, image, vm, ram, runs, window: _, window_slots, devices, mut vcpus } = self;
+        let Self { plan, image, vm, ram, runs, window: _, window_slots, mut devices, mut vcpus } = self;
         let (tee, host_data) = (plan.tee, plan.host_data);
         let launch = Launch { image: &image, runs: &runs, host_data, vcpus: plan.vcpus };
         vm.launch(&launch, &mut vcpus)?;
@@ -180,6 +185,9 @@ impl Populated {
         let loaded = Loaded { image: &image, runs: &runs, ram: &ram, backend, vcpus: plan.vcpus };
         let digest = measure::digest(tee, &loaded).map_err(LaunchError::Measure)?;
         let measurement = digest.map(|digest| Measurement { tee, digest, host_data });
+        if let (Tee::Sim, Some(measurement)) = (tee, &measurement) {
+            devices.ports.add_reports(sim::ReportDevice::new(&image, measurement)?);
+        }
         Ok(Measured { vm, window_slots, devices, vcpus, measurement })
     }
 }

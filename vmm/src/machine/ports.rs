@@ -1,4 +1,5 @@
-//! The machine's I/O ports: what the boot stub says, power-off, reset, panic, and a debug image's console.
+//! The machine's I/O ports: what the boot stub says, power-off, reset, panic, a debug image's console, and a
+//! simulated launch's reports.
 //!
 //! Everything that is written here comes from the guest. It can end its machine and name a reason; nothing
 //! more.
@@ -12,6 +13,8 @@ use launch::layout::{
 };
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
+
+use super::sim::ReportDevice;
 
 /// Sleep enable, in the sleep control register (ACPI 6.5, section 4.8.3.7).
 const SLEEP_ENABLE: u8 = 1 << 5;
@@ -40,6 +43,7 @@ pub struct Ports<T: Trigger> {
     /// The last step that the stub has reported: each is passed on once, however often the guest writes it.
     reached: Option<Mark>,
     console: Option<Console<T>>,
+    reports: Option<ReportDevice>,
 }
 
 impl<T: Trigger> std::fmt::Debug for Ports<T> {
@@ -51,11 +55,21 @@ impl<T: Trigger> std::fmt::Debug for Ports<T> {
 impl<T: Trigger> Ports<T> {
     /// Ports with a console, if the machine is to have one: its interrupt line and where its output goes.
     pub fn new(console: Option<(T, Box<dyn Write + Send>)>) -> Self {
-        Self { refusal: None, reached: None, console: console.map(|(line, out)| Serial::new(line, out)) }
+        let console = console.map(|(line, out)| Serial::new(line, out));
+        Self { refusal: None, reached: None, console, reports: None }
     }
 
-    /// Handles a write. Only bytes have a meaning on these ports.
+    /// Adds the report device of a simulated launch.
+    pub fn add_reports(&mut self, device: ReportDevice) {
+        self.reports = Some(device);
+    }
+
+    /// Handles a write. Bytes have a meaning, and words of 32 bits for the report device.
     pub fn write(&mut self, port: u16, data: &[u8]) -> Effect {
+        if let (Some(device), &[a, b, c, d], true) = (&mut self.reports, data, ReportDevice::has(port)) {
+            device.write(port, u32::from_le_bytes([a, b, c, d]));
+            return Effect::None;
+        }
         let &[byte] = data else { return Effect::None };
         match port {
             PORT_STUB => self.stub(byte),
@@ -76,6 +90,10 @@ impl<T: Trigger> Ports<T> {
     /// Handles a read.
     pub fn read(&mut self, port: u16, data: &mut [u8]) {
         data.fill(NOTHING);
+        if let (Some(device), 4, true) = (&mut self.reports, data.len(), ReportDevice::has(port)) {
+            data.copy_from_slice(&device.read(port).to_le_bytes());
+            return;
+        }
         let [byte] = data else { return };
         match port {
             PORT_SLEEP_STATUS => *byte = 0,
@@ -105,6 +123,7 @@ impl<T: Trigger> Ports<T> {
     fn stub(&mut self, byte: u8) -> Effect {
         const END: u8 = StubPort::End as u8;
         const STARTED: u8 = StubPort::Started as u8;
+        const COPIED: u8 = StubPort::Copied as u8;
         const KERNEL_ENTRY: u8 = StubPort::KernelEntry as u8;
         const REFUSED: u8 = StubPort::Refused as u8;
         match (&mut self.refusal, byte) {
@@ -116,6 +135,7 @@ impl<T: Trigger> Ports<T> {
                 Effect::None
             }
             (None, STARTED) => self.reach(Mark::Stub),
+            (None, COPIED) => self.reach(Mark::Copied),
             (None, KERNEL_ENTRY) => self.reach(Mark::KernelEntry),
             (None, REFUSED) => {
                 self.refusal = Some(Vec::new());
@@ -164,9 +184,13 @@ mod tests {
     fn each_step_is_reported_once() {
         let mut ports = ports();
         let (started, entered) = ([StubPort::Started as u8], [StubPort::KernelEntry as u8]);
+        let copied = [StubPort::Copied as u8];
         assert_eq!(ports.write(PORT_STUB, &started), Effect::Reached(Mark::Stub));
         assert_eq!(ports.write(PORT_STUB, &started), Effect::None);
+        assert_eq!(ports.write(PORT_STUB, &copied), Effect::Reached(Mark::Copied));
+        assert_eq!(ports.write(PORT_STUB, &copied), Effect::None);
         assert_eq!(ports.write(PORT_STUB, &entered), Effect::Reached(Mark::KernelEntry));
+        assert_eq!(ports.write(PORT_STUB, &copied), Effect::None);
         assert_eq!(ports.write(PORT_STUB, &started), Effect::None);
         assert_eq!(ports.write(PORT_STUB, &entered), Effect::None);
     }

@@ -188,6 +188,11 @@ impl Chain {
         Ok(())
     }
 
+    /// Address and length of each buffer.
+    pub(super) fn buffers(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.buffers.iter().map(|buffer| (buffer.address.0, u64::from(buffer.length)))
+    }
+
     /// Index of the first descriptor, by which the driver knows the chain.
     #[must_use]
     pub fn head(&self) -> u16 {

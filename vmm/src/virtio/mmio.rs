@@ -26,8 +26,9 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::host_access::HostAccess;
 use super::interrupt::Interrupt;
-use super::queue::VirtQueue;
+use super::queue::{QueueError, VirtQueue};
 use super::queue_config::QueueConfig;
 use super::{Activation, VirtioDevice};
 
@@ -60,6 +61,7 @@ const STEPS: [u32; 4] = [
 /// One device behind its registers.
 pub struct MmioTransport {
     memory: GuestMemoryMmap,
+    access: Option<Arc<dyn HostAccess>>,
     interrupt: Interrupt,
     kicks: Vec<Arc<EventFd>>,
     state: Mutex<State>,
@@ -67,6 +69,7 @@ pub struct MmioTransport {
 
 struct State {
     device: Box<dyn VirtioDevice>,
+    transport_features: u64,
     status: u32,
     device_features_select: u32,
     driver_features_select: u32,
@@ -92,6 +95,7 @@ impl MmioTransport {
         let queues = sizes.iter().map(|&max| QueueConfig::new(max)).collect();
         let state = State {
             device,
+            transport_features: TRANSPORT_FEATURES,
             status: 0,
             device_features_select: 0,
             driver_features_select: 0,
@@ -100,7 +104,15 @@ impl MmioTransport {
             queues,
             complained: false,
         };
-        Ok(Self { memory, interrupt, kicks, state: Mutex::new(state) })
+        Ok(Self { memory, access: None, interrupt, kicks, state: Mutex::new(state) })
+    }
+
+    /// Makes the device ask for access before it touches what the guest shares.
+    #[must_use]
+    pub fn with_host_access(mut self, access: Arc<dyn HostAccess>) -> Self {
+        self.access = Some(access);
+        self.lock().transport_features &= !(1 << VIRTIO_RING_F_INDIRECT_DESC);
+        self
     }
 
     /// The notification descriptors, one for each queue in the order of their indices. They stay the same for
@@ -200,13 +212,15 @@ impl MmioTransport {
 
     fn activate(&self, state: &mut State) {
         let event_idx = state.driver_features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
+        let build = |index, config: &QueueConfig, kick: &Arc<EventFd>| {
+            let queue = config.build(event_idx).map_err(|source| QueueError::Ring { index, source })?;
+            VirtQueue::new(index, queue, Arc::clone(kick), self.access.clone())
+        };
         let queues: Result<Vec<_>, _> = (0u16..)
             .zip(&state.queues)
             .zip(&self.kicks)
             .filter(|((_, config), _)| config.is_ready())
-            .map(|((index, config), kick)| {
-                config.build(event_idx).map(|queue| VirtQueue::new(index, queue, Arc::clone(kick)))
-            })
+            .map(|((index, config), kick)| build(index, config, kick))
             .collect();
         let queues = match queues {
             Ok(queues) => queues,
@@ -230,7 +244,7 @@ impl MmioTransport {
 
 impl State {
     fn offered(&self) -> u64 {
-        self.device.device_features() | TRANSPORT_FEATURES
+        self.device.device_features() | self.transport_features
     }
 
     fn features_acceptable(&self) -> bool {

@@ -10,6 +10,7 @@ pub mod blk;
 pub mod chain;
 pub mod disk;
 mod guest_io;
+pub mod host_access;
 pub mod interrupt;
 pub mod mmio;
 pub mod queue;

@@ -8,6 +8,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Chain, ChainError};
+use super::host_access::{HostAccess, Refusal};
 use super::interrupt::Interrupt;
 
 /// Why a queue cannot go on.
@@ -29,6 +30,18 @@ pub enum QueueError {
         /// What is wrong with it.
         source: ChainError,
     },
+    /// A ring or buffer lies in memory that the host cannot reach.
+    #[error("queue {index}: expected {length} bytes at {address:#x} to be shared with the host: {source}")]
+    NotShared {
+        /// Which queue.
+        index: u16,
+        /// Where.
+        address: u64,
+        /// How much.
+        length: u64,
+        /// What the hypervisor said.
+        source: Refusal,
+    },
 }
 
 /// A queue whose addresses and size are checked and final, and the descriptor that announces new buffers.
@@ -37,12 +50,34 @@ pub struct VirtQueue {
     index: u16,
     queue: Queue,
     kick: Arc<EventFd>,
+    access: Option<Arc<dyn HostAccess>>,
     unannounced: bool,
 }
 
 impl VirtQueue {
-    pub(super) fn new(index: u16, queue: Queue, kick: Arc<EventFd>) -> Self {
-        Self { index, queue, kick, unannounced: false }
+    /// Where the host has to ask for `access`, it is asked for the rings here, and for buffers as they come.
+    ///
+    /// # Errors
+    /// When the host cannot reach a ring.
+    pub(super) fn new(
+        index: u16,
+        queue: Queue,
+        kick: Arc<EventFd>,
+        access: Option<Arc<dyn HostAccess>>,
+    ) -> Result<Self, QueueError> {
+        let entries = u64::from(queue.size());
+        let new = Self { index, queue, kick, access, unannounced: false };
+        // Sizes of section 2.7.
+        new.reach(new.queue.desc_table(), 16 * entries)?;
+        new.reach(new.queue.avail_ring(), 6 + 2 * entries)?;
+        new.reach(new.queue.used_ring(), 6 + 8 * entries)?;
+        Ok(new)
+    }
+
+    fn reach(&self, address: u64, length: u64) -> Result<(), QueueError> {
+        let index = self.index;
+        let acquired = self.access.as_ref().map_or(Ok(()), |access| access.acquire(address, length));
+        acquired.map_err(|source| QueueError::NotShared { index, address, length, source })
     }
 
     /// The queue's index in its device.
@@ -75,6 +110,9 @@ impl VirtQueue {
             return Ok(false);
         };
         chain.load(memory, descriptors, size).map_err(|source| QueueError::Chain { index, source })?;
+        if self.access.is_some() {
+            chain.buffers().try_for_each(|(address, length)| self.reach(address, length))?;
+        }
         Ok(true)
     }
 

@@ -10,6 +10,7 @@ use virtio_bindings::virtio_mmio::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::VirtioDevice;
+use super::host_access::HostAccess;
 use super::interrupt::{Interrupt, InterruptLine};
 use super::mmio::MmioTransport;
 
@@ -87,6 +88,12 @@ impl Driver {
         let device = Box::new(make(interrupt.clone()));
         let transport = MmioTransport::new(device, memory.clone(), interrupt).unwrap();
         Self { memory, transport, edges, rings: Vec::new(), seen: Vec::new() }
+    }
+
+    /// The same, where the host has to ask for access.
+    pub fn with_host_access(mut self, access: Arc<dyn HostAccess>) -> Self {
+        self.transport = self.transport.with_host_access(access);
+        self
     }
 
     /// Goes through the whole initialisation with queues of `size`, accepting all features but `without`.

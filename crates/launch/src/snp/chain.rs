@@ -44,6 +44,11 @@ impl Chain {
                 LaunchDigest([0; 48])
             }
         };
+        self.extend_contents(page_type, gpa, contents);
+    }
+
+    /// Adds a page whose content's digest is known.
+    pub(super) fn extend_contents(&mut self, page_type: PageType, gpa: u64, contents: LaunchDigest) {
         let hash = Sha384::new()
             .chain_update(self.0.0)
             .chain_update(contents.0)

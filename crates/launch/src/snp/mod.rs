@@ -10,7 +10,7 @@ pub mod vmsa;
 
 pub use chain::{Chain, PageType};
 
-use crate::digest::LaunchDigest;
+use crate::digest::{LaunchDigest, page_digest};
 use crate::image::{Image, PageKind, Start};
 
 /// Who loads the image: the same file has a digest for each, because they import pages in different orders
@@ -74,10 +74,10 @@ pub fn digests(image: &Image, backend: Backend, max_vcpus: u32, reset_rdx: u64) 
     }
     match (backend, first) {
         (Backend::Kvm, Some(first)) => {
-            let reset = vmsa::page(&vmsa::reset(reset_rdx));
-            let pages = std::iter::once(&first).chain(std::iter::repeat(&reset));
-            let digests = pages.map(|page| {
-                chain.extend(PageType::Vmsa, vmsa::KVM_GPA, page);
+            let others = page_digest(&vmsa::page(&vmsa::reset(reset_rdx)));
+            let save_areas = std::iter::once(page_digest(&first)).chain(std::iter::repeat(others));
+            let digests = save_areas.map(|contents| {
+                chain.extend_contents(PageType::Vmsa, vmsa::KVM_GPA, contents);
                 chain.digest()
             });
             digests.take(usize::try_from(max_vcpus).unwrap_or(0)).collect()
@@ -92,7 +92,7 @@ mod tests {
     use crate::image::{Page, Platform};
 
     fn of(pages: &[(u64, PageKind, u8)]) -> LaunchDigest {
-        let pages = pages.iter().map(|&(gpa, kind, fill)| Page { gpa, kind, data: vec![fill; 4096] });
+        let pages = pages.iter().map(|&(gpa, kind, fill)| Page { gpa, kind, data: vec![fill; 4096].into() });
         let image = Image {
             platform: Platform::Snp,
             pages: pages.collect(),

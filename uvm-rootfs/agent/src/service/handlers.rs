@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use agent_protocol::rpc::agent::*;
-use agent_protocol::{MAX_STREAM_CHUNK, oci, storage};
+use agent_protocol::rpc::evidence::{ReportRequest, ReportResponse};
+use agent_protocol::{MAX_NONCE, MAX_STREAM_CHUNK, oci, storage};
 use protobuf::MessageField;
 use protobuf::well_known_types::empty::Empty;
 
@@ -132,6 +133,31 @@ pub async fn copy_file(agent: Agent, request: CopyFileRequest) -> Result<Empty> 
 
 pub async fn set_clock(agent: Agent, request: SetGuestDateTimeRequest) -> Result<Empty> {
     agent.sandbox.set_clock(&request).map(done)
+}
+
+pub async fn report(agent: Agent, request: ReportRequest) -> Result<ReportResponse> {
+    let found = request.nonce.len();
+    if found > MAX_NONCE {
+        return Err(AgentError::Invalid(format!("nonce of {found} bytes: expected at most {MAX_NONCE}")));
+    }
+    let report_data = evidence::report_data(&request.nonce);
+    let turn = agent.report_turn.lock_owned().await;
+    // A provider may take seconds, in system calls: the other requests go on meanwhile. The turn ends with the
+    // provider's answer, even if nobody waits for it any more.
+    let asked = tokio::task::spawn_blocking(move || {
+        let evidence = agent.attester.evidence(&report_data);
+        drop(turn);
+        evidence
+    });
+    let asked = asked.await;
+    let evidence =
+        asked.map_err(|error| AgentError::Runtime(format!("the provider of reports: {error}")))??;
+    Ok(ReportResponse {
+        provider: evidence.provider.to_owned(),
+        report: evidence.report,
+        certificates: evidence.certificates,
+        ..Default::default()
+    })
 }
 
 fn done((): ()) -> Empty {

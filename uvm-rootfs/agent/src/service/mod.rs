@@ -13,6 +13,8 @@ use std::sync::Arc;
 use agent_protocol::PROTOCOL_VERSION;
 use agent_protocol::rpc::agent::*;
 use agent_protocol::rpc::agent_ttrpc::{AgentService, create_agent_service};
+use agent_protocol::rpc::evidence::{ReportRequest, ReportResponse};
+use agent_protocol::rpc::evidence_ttrpc::{Evidence, create_evidence};
 use agent_protocol::rpc::health::health_check_response::ServingStatus;
 use agent_protocol::rpc::health::{CheckRequest, HealthCheckResponse, VersionCheckResponse};
 use agent_protocol::rpc::health_ttrpc::{Health, create_health};
@@ -22,6 +24,7 @@ use protobuf::well_known_types::empty::Empty;
 use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, TtrpcContext};
 
+use crate::attestation::Attester;
 use crate::error::{AgentError, Result};
 use crate::gate::{self, Permit, Request};
 use crate::note;
@@ -37,22 +40,32 @@ pub enum Ending {
 }
 
 /// The handlers' shared state.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Agent {
     sandbox: Arc<Sandbox>,
+    attester: Arc<dyn Attester>,
+    /// Held while a report is made: a device answers one question at a time, and callers that go away must not
+    /// leave threads behind without number.
+    report_turn: Arc<tokio::sync::Mutex<()>>,
     ending: Ending,
 }
 
-/// Serves `sandbox` on `listener` until the process ends.
+/// Serves `sandbox`, and the evidence of `attester`, on `listener` until the process ends.
 ///
 /// # Errors
 /// If the server cannot start.
-pub async fn serve(listener: Listener, sandbox: Arc<Sandbox>, ending: Ending) -> ttrpc::Result<Server> {
-    let agent = Arc::new(Agent { sandbox, ending });
+pub async fn serve(
+    listener: Listener,
+    sandbox: Arc<Sandbox>,
+    attester: Arc<dyn Attester>,
+    ending: Ending,
+) -> ttrpc::Result<Server> {
+    let agent = Arc::new(Agent { sandbox, attester, report_turn: Arc::default(), ending });
     let mut server = Server::new()
         .add_listener(listener)
         .register_service(create_agent_service(agent.clone()))
-        .register_service(create_health(agent));
+        .register_service(create_health(agent.clone()))
+        .register_service(create_evidence(agent));
     server.start().await?;
     Ok(server)
 }
@@ -175,5 +188,12 @@ impl Health for Agent {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             ..Default::default()
         })
+    }
+}
+
+#[async_trait]
+impl Evidence for Agent {
+    async fn report(&self, _: &TtrpcContext, request: ReportRequest) -> ttrpc::Result<ReportResponse> {
+        self.wait(request, handlers::report).await
     }
 }

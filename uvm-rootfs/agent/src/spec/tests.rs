@@ -10,7 +10,7 @@ fn config() -> Value {
         "process": {
             "user": {"uid": 0, "gid": 0}, "args": ["sh"], "env": ["PATH=/bin"], "cwd": "/",
             "noNewPrivileges": false, "apparmorProfile": "x",
-            "capabilities": {"bounding": ["CAP_MKNOD", "CAP_CHOWN"], "effective": ["CAP_MKNOD"]}
+            "capabilities": {"bounding": ["CAP_MKNOD", "CAP_CHOWN", "CAP_SYS_RAWIO"], "effective": ["CAP_MKNOD"]}
         },
         "root": {"path": "/run/kata-containers/c1/rootfs"},
         "hostname": "pod",
@@ -61,16 +61,23 @@ fn the_pods_namespaces_and_the_hosts_settings_go() {
 }
 
 #[test]
-fn only_a_privileged_container_may_make_devices() {
-    let has_mknod = |spec: &Spec| {
-        let sets = spec.process().as_ref().unwrap().capabilities().as_ref().unwrap();
-        sets.bounding().as_ref().unwrap().contains(&Capability::Mknod)
+fn only_a_privileged_container_may_make_devices_and_none_reaches_ports() {
+    let bounding = |process: &Process| {
+        let sets = process.capabilities().as_ref().unwrap();
+        let mut names: Vec<_> = sets.bounding().iter().flatten().map(ToString::to_string).collect();
+        names.sort_unstable();
+        names
     };
     let (spec, _) = adapted(&config()).unwrap();
-    assert!(!has_mknod(&spec));
+    assert_eq!(bounding(spec.process().as_ref().unwrap()), ["CHOWN"]);
     let mut privileged = config();
     privileged["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
-    assert!(has_mknod(&adapted(&privileged).unwrap().0));
+    let (spec, _) = adapted(&privileged).unwrap();
+    let process = spec.process().clone().unwrap();
+    assert_eq!(bounding(&process), ["CHOWN", "MKNOD"]);
+    // A further process may ask for more than the container has.
+    let process: Process = serde_json::from_value(config()["process"].clone()).unwrap();
+    assert_eq!(bounding(&adapt_exec(process, &spec).unwrap()), ["CHOWN", "MKNOD"]);
 }
 
 #[test]

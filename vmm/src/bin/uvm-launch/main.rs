@@ -1,12 +1,22 @@
-//! `uvm-launch`: launches utility VMs by hand, and shows what they do.
+//! `uvm-launch`: launches utility VMs by hand, and explains their measurements.
 
+mod build;
+mod diff;
+mod explain;
+mod handshake;
+mod input;
+mod inspect;
+mod launch_arguments;
+mod measure;
+mod report;
 mod run;
+mod state_dir;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Launches utility VMs by hand.
+/// Launches utility VMs by hand, and explains their measurements.
 #[derive(Debug, Parser)]
 #[command(name = "uvm-launch", version)]
 struct Arguments {
@@ -18,15 +28,36 @@ struct Arguments {
 enum Command {
     /// Starts an image and shows the boot's timeline; ends with the guest, or with Ctrl-C.
     Run(run::Arguments),
+    /// Fetches a fresh report from the agent of a running machine, whoever started it.
+    Report(report::Arguments),
+    /// Builds an image and its sidecar from a recipe, a kernel and the boot stub.
+    Build(build::Arguments),
+    /// Shows what is in an image, and what it costs to launch.
+    Inspect(inspect::Arguments),
+    /// Prints the digests that a launch of an image will have.
+    Measure(measure::Arguments),
+    /// Shows what makes the measurements of two images, or of two launches of one, differ.
+    Diff(diff::Arguments),
+    /// Finds the launch that a report is of.
+    Explain(explain::Arguments),
 }
 
 fn main() -> ExitCode {
-    let Command::Run(arguments) = Arguments::parse().command;
-    match run::run(&arguments) {
+    // The status of a failure: of a machine (1), or of a question that cannot be answered (2).
+    let (result, failed) = match Arguments::parse().command {
+        Command::Run(arguments) => (run::run(&arguments), 1),
+        Command::Report(arguments) => (report::run(&arguments), 1),
+        Command::Build(arguments) => (build::run(&arguments), input::BAD_INPUT),
+        Command::Inspect(arguments) => (inspect::run(&arguments), input::BAD_INPUT),
+        Command::Measure(arguments) => (measure::run(&arguments), input::BAD_INPUT),
+        Command::Diff(arguments) => (diff::run(&arguments), input::BAD_INPUT),
+        Command::Explain(arguments) => (explain::run(&arguments), input::BAD_INPUT),
+    };
+    match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             eprintln!("uvm-launch: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(failed)
         }
     }
 }

@@ -1,27 +1,35 @@
 //! `uvm-launch run`: one machine, started the way the shim starts it.
 
 use std::fs::OpenOptions;
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use agent_protocol::READY_PORT;
-use agent_protocol::ready::{MAX_LEN, ReadyLine};
+use agent_protocol::handshake::HandshakeError;
 use anyhow::{Context as _, Result, anyhow, bail};
-use launch::control::{Event, Exit, STATUS_LAUNCH_REFUSED};
+use launch::control::{Event, Exit, Measurement, STATUS_LAUNCH_REFUSED};
 use launch::plan::{HostData, Hypervisor, LaunchPlan, Tee};
 use launch::timeline::{Reached, Timeline, table};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use vmm_client::{Vmm, monotonic_us};
+
+use super::handshake;
+use super::report::{self, Nonce};
+use super::state_dir::StateDir;
 
 /// How long a guest may take to become ready, where that is waited for.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
+/// Exit status when the agent refused to serve.
+const STATUS_AGENT_REFUSED: u8 = 15;
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit status: 0 powered off or stopped, 1 this program or the VMM failed, 2 launch refused, \
+    10 the boot stub refused, 11 kernel panic, 12 reset, 13 triple fault, 14 the guest terminated itself, \
+    15 the agent refused to serve."
+)]
 pub struct Arguments {
     /// The image: an IGVM file.
     image: PathBuf,
@@ -34,12 +42,30 @@ pub struct Arguments {
     /// Guest memory in MiB.
     #[arg(long, default_value_t = 256)]
     memory: u64,
+    /// Isolation: none, sim, snp or tdx.
+    #[arg(long, default_value_t = Tee::None)]
+    tee: Tee,
+    /// Whose virtual machines: auto, kvm or mshv.
+    #[arg(long, default_value_t = Hypervisor::Auto)]
+    hypervisor: Hypervisor,
+    /// What the launch binds to the guest: 64 hexadecimal digits [default: zeros].
+    #[arg(long, conflicts_with = "policy")]
+    host_data: Option<HostData>,
+    /// Binds a policy document: the host data is the SHA-256 of this file's bytes.
+    #[arg(long)]
+    policy: Option<PathBuf>,
     /// Where the console of a debug image goes: a file, which is appended to.
     #[arg(long)]
     console: Option<PathBuf>,
     /// End the machine as soon as its agent serves.
     #[arg(long)]
     until_ready: bool,
+    /// Fetch a report from the agent as soon as it serves, into this file.
+    #[arg(long, requires = "nonce")]
+    report: Option<PathBuf>,
+    /// What makes the report fresh: up to 64 bytes in hexadecimal, chosen by whoever verifies it.
+    #[arg(long, requires = "report", value_parser = report::nonce)]
+    nonce: Option<Nonce>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
@@ -48,11 +74,24 @@ pub struct Arguments {
     vmm: Option<PathBuf>,
 }
 
-/// What `--json` prints.
+/// What is printed.
 #[derive(Debug, Serialize)]
-struct Report {
+struct Summary {
     timeline: Vec<Reached>,
+    /// What the launch was measured as; nothing where nothing isolates the guest.
+    measurement: Option<Measurement>,
+    /// Which rule made the host data.
+    host_data_rule: &'static str,
+    /// Why the agent refused to serve, if it did.
+    agent_refused: Option<String>,
     end: Exit,
+}
+
+/// What a machine has shown so far.
+struct Machine {
+    timeline: Timeline,
+    measurement: Option<Measurement>,
+    agent_refused: Option<String>,
 }
 
 /// How it ended.
@@ -63,34 +102,28 @@ enum End {
 
 enum News {
     Vmm(Event),
-    Ready(ReadyLine, u64),
-    ReadyFailed(anyhow::Error),
+    Handshake(handshake::Outcome),
 }
 
 /// Runs the machine to its end; returns the exit status of this program: the VMM's, if that is not 0.
 pub fn run(arguments: &Arguments) -> Result<u8> {
     let state = StateDir::create()?;
-    let vsock = state.0.join("vsock");
-    let plan = LaunchPlan {
-        image: absolute(&arguments.image)?,
-        rootfs: absolute(&arguments.rootfs)?,
-        vcpus: arguments.vcpus,
-        memory_mib: arguments.memory,
-        tee: Tee::None,
-        host_data: HostData::default(),
-        hypervisor: Hypervisor::Auto,
-        vsock: vsock.clone(),
-        console: arguments.console.as_deref().map(absolute).transpose()?,
-    };
+    let vsock = state.path().join("vsock");
+    let (host_data, host_data_rule) = host_data(arguments)?;
+    let plan = plan(arguments, host_data, &vsock)?;
     let (sender, news) = channel();
-    listen_for_ready(&vsock, sender.clone())?;
+    let handshake = sender.clone();
+    // The receiver lives as long as this function, and what a machine that is done with does is no news.
+    let tell = move |outcome| drop(handshake.send(News::Handshake(outcome)));
+    handshake::listen(&vsock, plan.tee, host_data, tell)?;
     let vmm_path = arguments.vmm.clone().map_or_else(vmm_beside_this_program, Ok)?;
-    let log = OpenOptions::new().append(true).create(true).open(state.0.join("log")).context("VMM log")?;
+    let log = state.path().join("log");
+    let log = OpenOptions::new().append(true).create(true).open(log).context("VMM log")?;
 
-    let mut timeline = Timeline::new(monotonic_us());
-    // The receiver lives as long as this function, and events of a machine that is done with do not matter.
+    let timeline = Timeline::new(monotonic_us());
+    let mut machine = Machine { timeline, measurement: None, agent_refused: None };
     let vmm = Vmm::spawn(&vmm_path, &plan, Some(log), move |event| drop(sender.send(News::Vmm(event))))?;
-    let end = follow(arguments, &news, &vmm, &mut timeline)?;
+    let end = machine.follow(arguments, &news, &vmm, &vsock)?;
     let _status = vmm.wait();
     let end = match end {
         End::Ended(exit) => exit,
@@ -99,65 +132,113 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
             return Ok(STATUS_LAUNCH_REFUSED);
         }
     };
-    let steps = timeline.steps();
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&Report { timeline: steps, end: end.clone() })?);
-    } else {
-        print!("{}", table(&steps));
-        println!("end: {end}");
-    }
-    Ok(end.status())
+    let Machine { timeline, measurement, agent_refused } = machine;
+    let timeline = timeline.steps();
+    let summary = Summary { timeline, measurement, host_data_rule, agent_refused, end };
+    summary.print(arguments.json)?;
+    Ok(summary.status())
 }
 
-/// Takes in what happens until the machine has ended.
-fn follow(arguments: &Arguments, news: &Receiver<News>, vmm: &Vmm, timeline: &mut Timeline) -> Result<End> {
-    let deadline = arguments.until_ready.then(|| Instant::now() + READY_TIMEOUT);
-    loop {
-        let left = deadline.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
-        let Ok(item) = news.recv_timeout(left.min(Duration::from_secs(3600 * 24))) else {
-            if deadline.is_some_and(|end| Instant::now() >= end) {
-                bail!("the agent was not ready within {} s", READY_TIMEOUT.as_secs());
-            }
-            continue;
-        };
-        match item {
-            News::Vmm(Event::Mark { mark, monotonic_us }) => timeline.reach(mark.into(), monotonic_us),
-            News::Vmm(Event::Measured(_)) => {}
-            News::Vmm(Event::Refused(why)) => return Ok(End::Refused(why)),
-            News::Vmm(Event::Ended(exit)) => return Ok(End::Ended(exit)),
-            News::Ready(line, at_us) => {
-                timeline.ready(at_us, line.init_to_ready_us);
-                if arguments.until_ready {
-                    vmm.stop()?;
+/// What is bound to the launch, and the rule that made it.
+fn host_data(arguments: &Arguments) -> Result<(HostData, &'static str)> {
+    match (&arguments.host_data, &arguments.policy) {
+        (Some(given), _) => Ok((*given, "as given")),
+        (None, Some(path)) => {
+            let bytes = std::fs::read(path).with_context(|| format!("policy {}", path.display()))?;
+            Ok((HostData(Sha256::digest(bytes).into()), "SHA-256 of the policy document's bytes"))
+        }
+        (None, None) => Ok((HostData::default(), "zeros: nothing is bound")),
+    }
+}
+
+fn plan(arguments: &Arguments, host_data: HostData, vsock: &Path) -> Result<LaunchPlan> {
+    Ok(LaunchPlan {
+        image: absolute(&arguments.image)?,
+        rootfs: absolute(&arguments.rootfs)?,
+        vcpus: arguments.vcpus,
+        memory_mib: arguments.memory,
+        tee: arguments.tee,
+        host_data,
+        hypervisor: arguments.hypervisor,
+        vsock: vsock.into(),
+        console: arguments.console.as_deref().map(absolute).transpose()?,
+    })
+}
+
+impl Machine {
+    /// Takes in what happens until the machine has ended.
+    fn follow(
+        &mut self,
+        arguments: &Arguments,
+        news: &Receiver<News>,
+        vmm: &Vmm,
+        vsock: &Path,
+    ) -> Result<End> {
+        let deadline = arguments.until_ready.then(|| Instant::now() + READY_TIMEOUT);
+        loop {
+            let left = deadline.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+            let Ok(item) = news.recv_timeout(left.min(Duration::from_secs(3600 * 24))) else {
+                if deadline.is_some_and(|end| Instant::now() >= end) {
+                    bail!("the agent was not ready within {} s", READY_TIMEOUT.as_secs());
                 }
+                continue;
+            };
+            match item {
+                News::Vmm(Event::Mark { mark, monotonic_us }) => {
+                    self.timeline.reach(mark.into(), monotonic_us);
+                }
+                News::Vmm(Event::Measured(measurement)) => {
+                    eprintln!("uvm-launch: launch digest {} ({})", measurement.digest, measurement.tee);
+                    self.measurement = Some(measurement);
+                }
+                News::Vmm(Event::Refused(why)) => return Ok(End::Refused(why)),
+                News::Vmm(Event::Ended(exit)) => return Ok(End::Ended(exit)),
+                News::Handshake(Ok((ready, at_us))) => {
+                    eprintln!("uvm-launch: the agent serves, behind {}", vsock.display());
+                    self.timeline.ready(at_us, ready.init_to_ready_us);
+                    if let (Some(path), Some(nonce)) = (&arguments.report, &arguments.nonce) {
+                        report::fetch(vsock, nonce)?.write(path)?;
+                    }
+                    if arguments.until_ready {
+                        vmm.stop()?;
+                    }
+                }
+                News::Handshake(Err(error)) => match error.downcast() {
+                    // It powers itself off.
+                    Ok(HandshakeError::Refused(why)) => self.agent_refused = Some(why),
+                    Ok(error) => return Err(error).context("the guest's agent"),
+                    Err(error) => return Err(error.context("the guest's agent")),
+                },
             }
-            News::ReadyFailed(error) => return Err(error.context("the guest's ready line")),
         }
     }
 }
 
-/// Waits for the agent's connection on a thread of its own: the guest calls when it is ready.
-fn listen_for_ready(vsock: &Path, sender: Sender<News>) -> Result<()> {
-    let mut path = vsock.as_os_str().to_owned();
-    path.push(format!("_{READY_PORT}"));
-    let listener =
-        UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    thread::spawn(move || {
-        let item = match read_ready(&listener) {
-            Ok((line, at_us)) => News::Ready(line, at_us),
-            Err(error) => News::ReadyFailed(error),
-        };
-        let _ = sender.send(item);
-    });
-    Ok(())
-}
+impl Summary {
+    fn status(&self) -> u8 {
+        match (self.end.status(), &self.agent_refused) {
+            (0, Some(_)) => STATUS_AGENT_REFUSED,
+            (status, _) => status,
+        }
+    }
 
-fn read_ready(listener: &UnixListener) -> Result<(ReadyLine, u64)> {
-    let (stream, _) = listener.accept()?;
-    let mut text = String::new();
-    BufReader::new(stream.take(MAX_LEN as u64 + 1)).read_line(&mut text)?;
-    let at_us = monotonic_us();
-    Ok((ReadyLine::parse(&text)?, at_us))
+    fn print(&self, json: bool) -> Result<()> {
+        if json {
+            println!("{}", serde_json::to_string_pretty(self)?);
+            return Ok(());
+        }
+        print!("{}", table(&self.timeline));
+        if let Some(Measurement { tee, digest, host_data }) = &self.measurement {
+            println!("isolation: {tee}");
+            println!("launch digest: {digest}");
+            println!("host data: {host_data} ({})", self.host_data_rule);
+        }
+        if let Some(why) = &self.agent_refused {
+            println!("the agent refused to serve: {why}");
+        }
+        println!("end: {}", self.end);
+        Ok(())
+    }
 }
 
 fn vmm_beside_this_program() -> Result<PathBuf> {
@@ -168,21 +249,4 @@ fn vmm_beside_this_program() -> Result<PathBuf> {
 
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("path {}", path.display()))
-}
-
-/// A folder for the machine's sockets and log, removed with everything in it.
-struct StateDir(PathBuf);
-
-impl StateDir {
-    fn create() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("uvm-launch-{}", std::process::id()));
-        std::fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for StateDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

@@ -38,9 +38,9 @@ impl Kernel for Linux {
         Ok(unsafe { OwnedFd::from_raw_fd(created) })
     }
 
-    fn map_run(&self, vcpu: BorrowedFd<'_>, bytes: usize) -> io::Result<RunPage> {
+    fn map_run_at(&self, vcpu: BorrowedFd<'_>, offset: u64, bytes: usize) -> io::Result<RunPage> {
         let file = File::from(vcpu.try_clone_to_owned()?);
-        let mapping = MmapRegion::from_file(FileOffset::new(file, 0), bytes);
+        let mapping = MmapRegion::from_file(FileOffset::new(file, offset), bytes);
         mapping.map(RunPage::new).map_err(io::Error::other)
     }
 

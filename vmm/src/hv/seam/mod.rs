@@ -151,7 +151,15 @@ pub trait Kernel: std::fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// What the kernel says.
-    fn map_run(&self, vcpu: BorrowedFd<'_>, bytes: usize) -> io::Result<RunPage>;
+    fn map_run(&self, vcpu: BorrowedFd<'_>, bytes: usize) -> io::Result<RunPage> {
+        self.map_run_at(vcpu, 0, bytes)
+    }
+
+    /// Maps `bytes` of what a virtual CPU shares with the kernel, from `offset` on of its descriptor.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn map_run_at(&self, vcpu: BorrowedFd<'_>, offset: u64, bytes: usize) -> io::Result<RunPage>;
 
     /// Runs a virtual CPU by `request`, which takes no argument, until it comes back.
     ///

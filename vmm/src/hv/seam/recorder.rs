@@ -40,11 +40,11 @@ pub trait Part: std::fmt::Debug + Send {
     /// What the kernel would say.
     fn answer(&mut self, on: &str, request: Request, argument: Argument<'_, '_>) -> io::Result<u64>;
 
-    /// Runs the virtual CPU that `on` made: fills its page.
+    /// Runs a virtual CPU: fills its page.
     ///
     /// # Errors
     /// What the kernel would say.
-    fn run(&mut self, on: &str, page: &mut RunPage) -> io::Result<()>;
+    fn run(&mut self, page: &mut RunPage) -> io::Result<()>;
 }
 
 /// The recording kernel.
@@ -146,15 +146,15 @@ impl<P: Part> Kernel for Recorder<P> {
         self.descriptor(&made_by)
     }
 
-    fn map_run(&self, vcpu: BorrowedFd<'_>, bytes: usize) -> io::Result<RunPage> {
-        self.note(&self.maker(vcpu)?, "mmap", bytes as u64, Vec::new())?;
+    fn map_run_at(&self, vcpu: BorrowedFd<'_>, offset: u64, bytes: usize) -> io::Result<RunPage> {
+        let at = if offset == 0 { Vec::new() } else { offset.to_le_bytes().to_vec() };
+        self.note(&self.maker(vcpu)?, "mmap", bytes as u64, at)?;
         Ok(RunPage::new(MmapRegion::new(bytes).map_err(io::Error::other)?))
     }
 
     fn run(&self, vcpu: BorrowedFd<'_>, request: Request, page: &mut RunPage) -> io::Result<()> {
-        let on = self.maker(vcpu)?;
-        self.record(entry(&on, request, &Argument::Value(0)))?;
-        self.part.lock().unwrap().run(&on, page)
+        self.record(entry(&self.maker(vcpu)?, request, &Argument::Value(0)))?;
+        self.part.lock().unwrap().run(page)
     }
 
     fn discard(&self, memory: &MmapRegion, offset: usize, length: usize) -> io::Result<()> {

@@ -20,7 +20,7 @@ fn plan() -> LaunchPlan {
 }
 
 fn page(gpa: u64, kind: PageKind) -> Page {
-    Page { gpa, kind, data: vec![0x5A; 4096] }
+    Page { gpa, kind, data: vec![0x5A; 4096].into() }
 }
 
 fn area(gpa: u64, parameters: Vec<(u32, Parameter)>) -> ParameterArea {
@@ -35,8 +35,8 @@ fn image(pages: Vec<Page>, parameters: Vec<ParameterArea>) -> Image {
 
 /// Three measured pages, the middle one of zeros, a parameter page after them, then a page on its own.
 fn sample() -> Image {
-    let parameters = Page { gpa: 0x5000, kind: PageKind::Unmeasured, data: Vec::new() };
-    let zeros = Page { data: Vec::new(), ..page(0x3000, PageKind::Measured) };
+    let parameters = Page { gpa: 0x5000, kind: PageKind::Unmeasured, data: Vec::new().into() };
+    let zeros = Page { data: Vec::new().into(), ..page(0x3000, PageKind::Measured) };
     let pages = vec![
         page(0x2000, PageKind::Measured),
         zeros,
