@@ -11,4 +11,5 @@ pub mod exec_stream;
 pub mod ledger;
 pub mod oci_archive;
 pub mod suites;
+pub mod tampering;
 pub mod tiny_guest;

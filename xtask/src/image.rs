@@ -1,8 +1,9 @@
 //! `cargo xtask image`: builds everything that a node needs to run utility VMs, into `target/uvm`.
 //!
 //! `bin/` has the programs; `uvm.igvm` with `uvm.json` (the measurement sidecar) and `rootfs.img` with
-//! `rootfs.json` are the guest, `uvm-sim.igvm` is it for the simulation; `debug/` has the same with a console;
-//! `uvm.toml` is the shim's configuration.
+//! `rootfs.json` are the guest, `uvm-sim.igvm` is it for the simulation; `measured` images have the kernel in
+//! measured pages; `debug/` has images with a console; `uvm.toml` and `uvm-sim.toml` are the shim's configurations.
+//! `bzImage` and `boot-stub` are what images are made of, for those who build their own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,8 +19,10 @@ use crate::{kernel, places, setup};
 /// build scripts.
 pub const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-/// The stub runs without an operating system: no red zone under interrupts, one fixed address.
-pub const STUB_FLAGS: &str = "-C no-redzone=yes -C relocation-model=static";
+/// The stub runs without an operating system: no red zone under interrupts, one fixed address. Nothing in it may
+/// execute CPUID in a confidential guest, so the hash crate must not detect features.
+pub const STUB_FLAGS: &str =
+    "-C no-redzone=yes -C relocation-model=static --cfg sha2_backend=\"soft\"";
 /// The agent is alone in its file system.
 const AGENT_FLAGS: &str = "-C target-feature=+crt-static";
 
@@ -39,11 +42,12 @@ struct Image {
 }
 
 /// The images: for production, with and without a console, and for the simulation in both layouts.
-const IMAGES: [Image; 5] = [
-    Image { file: "uvm.igvm", recipe: "tees = ['none', 'snp']" },
+const IMAGES: [Image; 6] = [
+    Image { file: "uvm.igvm", recipe: "tees = ['none', 'snp', 'tdx']" },
+    Image { file: "uvm-measured.igvm", recipe: "tees = ['snp']\nlayout = 'measured'" },
     Image { file: "uvm-sim.igvm", recipe: "tees = ['sim']" },
     Image { file: "uvm-sim-measured.igvm", recipe: "tees = ['sim']\nlayout = 'measured'" },
-    Image { file: "debug/uvm.igvm", recipe: "tees = ['none', 'snp']\ndebug = true" },
+    Image { file: "debug/uvm.igvm", recipe: "tees = ['none', 'snp', 'tdx']\ndebug = true" },
     Image { file: "debug/uvm-sim.igvm", recipe: "tees = ['sim']\ndebug = true" },
 ];
 
@@ -90,6 +94,8 @@ pub fn build() -> Result<PathBuf> {
     run(pack.arg("pack").arg("--agent").arg(agent).arg("--out").arg(&rootfs).arg("--info").arg(&info))?;
     let info: RootfsInfo = serde_json::from_slice(&fs::read(&info)?).context("rootfs.json")?;
     let stub = stub.join(TRIPLE).join("stub/boot-stub");
+    install(&kernel.image, &out.join("bzImage"))?;
+    install(&stub, &out.join("boot-stub"))?;
     for image in &IMAGES {
         let file = out.join(image.file);
         let recipe = file.with_extension("recipe.toml");
@@ -99,7 +105,8 @@ pub fn build() -> Result<PathBuf> {
         builder.arg("build").arg("--recipe").arg(&recipe).arg("--kernel").arg(&kernel.image);
         run(builder.arg("--stub").arg(&stub).arg("--out").arg(&file))?;
     }
-    fs::write(out.join("uvm.toml"), shim_configuration(&out))?;
+    fs::write(out.join("uvm.toml"), shim_configuration(&out, "uvm.igvm", "none"))?;
+    fs::write(out.join("uvm-sim.toml"), shim_configuration(&out, "uvm-sim.igvm", "sim"))?;
     progress.finish(&format!("{} is up to date", out.display()));
     Ok(out)
 }
@@ -108,11 +115,11 @@ fn guest_build(package: &str, profile: &str) -> [String; 3] {
     [format!("--package={package}"), format!("--target={TRIPLE}"), format!("--profile={profile}")]
 }
 
-fn shim_configuration(out: &Path) -> String {
+fn shim_configuration(out: &Path, image: &str, tee: &str) -> String {
     let path = |name: &str| out.join(name).display().to_string();
     format!(
-        "# Written by `cargo xtask image`.\nimage = \"{}\"\nrootfs = \"{}\"\nvmm = \"{}\"\n",
-        path("uvm.igvm"),
+        "# Written by `cargo xtask image`.\nimage = \"{}\"\nrootfs = \"{}\"\nvmm = \"{}\"\ntee = \"{tee}\"\n",
+        path(image),
         path("rootfs.img"),
         path("bin/uvm-vmm"),
     )

@@ -15,7 +15,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const STUB_GPA: u64 = 0x10_0000;
 /// End of the room for the stub's code, data and stack.
 pub const STUB_LIMIT: u64 = 0x14_0000;
-/// Two pages of page tables: one PML4 and one PDPT that maps the first 512 GiB one to one in 1 GiB pages.
+/// Two pages of page tables: one PML4 and one PDPT that maps 512 GiB in 1 GiB pages, one to one but for
+/// [`SHARED_ALIAS`].
 pub const PAGE_TABLES_GPA: u64 = 0x14_0000;
 /// The page with the [`Config`].
 pub const CONFIG_GPA: u64 = 0x14_2000;
@@ -35,10 +36,13 @@ pub const CC_BLOB_GPA: u64 = 0x14_8000;
 pub const MAILBOX_GPA: u64 = 0x14_9000;
 /// SEV-SNP: the page that the stub shares with the hypervisor for the few requests that it makes (GHCB).
 pub const GHCB_GPA: u64 = 0x14_A000;
-/// TDX: the page that ends below 4 GiB, where virtual CPUs start.
+/// TDX: the page that ends at 4 GiB, where virtual CPUs start in 32-bit mode. The stub's program file has it as a
+/// loadable segment of its own, of 4096 bytes; it lies in the device hole, so it is never RAM.
 pub const RESET_PAGE_GPA: u64 = 0xFFFF_F000;
 /// End of everything that belongs to the stub; the kernel is told to keep off.
 pub const STUB_END: u64 = 0x15_0000;
+
+const _: () = assert!(SHARED_ALIAS == ram::MAPPED_END);
 
 /// Offset of the virtual CPU count (u32) in the parameter page.
 pub const PARAMS_VP_COUNT: usize = 0;
@@ -46,6 +50,10 @@ pub const PARAMS_VP_COUNT: usize = 0;
 pub const PARAMS_MEMORY_MAP: usize = 64;
 /// Entries that fit behind [`PARAMS_MEMORY_MAP`].
 pub const MEMORY_MAP_ENTRIES: usize = (PAGE - PARAMS_MEMORY_MAP) / size_of::<MemoryMapEntry>();
+
+/// SEV-SNP: reached through this much more, GiB 0 is memory shared with the hypervisor. So the page tables map
+/// one to one only what lies below.
+pub const SHARED_ALIAS: u64 = 511 << 30;
 
 /// Where the kernel is run: the preferred address of a 64-bit bzImage.
 pub const KERNEL_GPA: u64 = 0x100_0000;
@@ -77,7 +85,8 @@ pub struct Config {
     pub kernel_sha256: [u8; 32],
     /// Size of the kernel file in bytes.
     pub kernel_bytes: u64,
-    /// Where the loader has put the kernel file, in shared memory.
+    /// Where the loader has put the kernel file: in shared memory, or, in measured pages, where the stub would
+    /// have copied it to ([`KERNEL_GPA`] less the real-mode code).
     pub window_gpa: u64,
     /// Most virtual CPUs this image runs with.
     pub max_vcpus: u32,
@@ -194,7 +203,7 @@ pub enum StubPort {
     KernelEntry = 2,
     /// The stub will not go on; the reason follows as text and is ended by [`StubPort::End`].
     Refused = 3,
-    /// The kernel is in private memory and not hashed yet.
+    /// The kernel has been copied into private memory, and its hash is about to be taken.
     Copied = 4,
 }
 

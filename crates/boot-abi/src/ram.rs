@@ -6,12 +6,12 @@
 
 use core::fmt;
 
-use crate::{MEMORY_MAP_ENTRIES, MemoryMapEntry};
+use crate::{LoadedRange, MEMORY_MAP_ENTRIES, MemoryMapEntry, RESET_PAGE_GPA};
 
 /// The device hole: window, devices, I/O APIC, local APIC. Never RAM.
 const HOLE: core::ops::Range<u64> = 0xC000_0000..0x1_0000_0000;
-/// End of what the stub's page tables map.
-const MAPPED_END: u64 = 512 << 30;
+/// End of what the stub's page tables map one to one.
+pub const MAPPED_END: u64 = 511 << 30;
 const PAGE: u64 = 4096;
 
 /// Most separate runs of RAM that are accepted. A machine has two, around the hole.
@@ -52,6 +52,8 @@ pub enum RamError {
     Hole(usize),
     /// This address has to be RAM and is not.
     Missing(u64),
+    /// The launch loaded this address, and it is not RAM.
+    Loaded(u64),
 }
 
 impl fmt::Display for RamError {
@@ -61,9 +63,12 @@ impl fmt::Display for RamError {
             Self::TooMany => f.write_str("memory map: expected at most 8 ranges, found more"),
             Self::Empty => f.write_str("memory map: expected RAM, found none"),
             Self::Kind(entry) => write!(f, "memory map: entry {entry} is not plain RAM"),
-            Self::Beyond(entry) => write!(f, "memory map: entry {entry} reaches past 512 GiB"),
+            Self::Beyond(entry) => write!(f, "memory map: entry {entry} reaches past 511 GiB"),
             Self::Order(entry) => write!(f, "memory map: entry {entry} overlaps or precedes the one before"),
             Self::Hole(entry) => write!(f, "memory map: entry {entry} lies in the device hole"),
+            Self::Loaded(gpa) => {
+                write!(f, "memory map: expected RAM at {gpa:#x}, which the launch loaded, found none")
+            }
             Self::Missing(gpa) => write!(f, "memory map: expected RAM at {gpa:#x}, found none"),
         }
     }
@@ -89,14 +94,36 @@ impl Ram {
             *slot = range;
             ram.count = index + 1;
         }
-        let first = ram.ranges().first().ok_or(RamError::Empty)?;
+        ram.reaches(needed_end)?;
+        Ok(ram)
+    }
+
+    /// Checks that RAM reaches from 0 to `needed_end` without a gap.
+    ///
+    /// # Errors
+    /// [`RamError::Missing`] with the first address that is not RAM.
+    pub fn reaches(&self, needed_end: u64) -> Result<(), RamError> {
+        let first = self.ranges().first().ok_or(RamError::Empty)?;
         if first.base != 0 {
             return Err(RamError::Missing(0));
         }
-        if first.end < needed_end {
-            return Err(RamError::Missing(first.end));
+        if first.end < needed_end { Err(RamError::Missing(first.end)) } else { Ok(()) }
+    }
+
+    /// Checks that what the launch loaded is RAM. The page at [`RESET_PAGE_GPA`] is the one that never is.
+    ///
+    /// # Errors
+    /// [`RamError::Loaded`] with an address that is not RAM.
+    pub fn holds(&self, loaded: &[LoadedRange]) -> Result<(), RamError> {
+        let used = loaded.iter().filter(|range| range.base < range.end && range.base != RESET_PAGE_GPA);
+        for wanted in used {
+            let holder = self.ranges().iter().find(|ram| (ram.base..ram.end).contains(&wanted.base));
+            let holder = holder.ok_or(RamError::Loaded(wanted.base))?;
+            if holder.end < wanted.end {
+                return Err(RamError::Loaded(holder.end));
+            }
         }
-        Ok(ram)
+        Ok(())
     }
 
     /// The runs of RAM, in address order.
@@ -159,6 +186,25 @@ mod tests {
         for (entries, refusal) in cases {
             assert_eq!(Ram::check(&map(entries), NEEDED), Err(refusal), "{entries:?}");
         }
+    }
+
+    #[test]
+    fn what_was_loaded_must_be_ram() {
+        let ram = Ram::check(&map(&[(0, 0x8000)]), NEEDED).unwrap();
+        let range = |base, end| LoadedRange { base, end };
+        let reset_page = range(RESET_PAGE_GPA, RESET_PAGE_GPA + 4096);
+        assert_eq!(ram.holds(&[range(0x10_0000, 0x14_7000), range(0, 0), reset_page]), Ok(()));
+        assert_eq!(ram.holds(&[range(0x7FF_F000, 0x800_1000)]), Err(RamError::Loaded(0x800_0000)));
+        assert_eq!(ram.holds(&[range(0x800_0000, 0x800_1000)]), Err(RamError::Loaded(0x800_0000)));
+    }
+
+    #[test]
+    fn the_last_gibibyte_is_the_alias_and_never_ram() {
+        let gib = 1 << 18;
+        let end = MAPPED_END / PAGE;
+        assert!(Ram::check(&map(&[(0, 0x8000), (4 * gib, end - 4 * gib)]), NEEDED).is_ok());
+        let over = Ram::check(&map(&[(0, 0x8000), (4 * gib, end - 4 * gib + 1)]), NEEDED);
+        assert_eq!(over, Err(RamError::Beyond(1)));
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! The boot stub's measured configuration, field by field.
 
-use boot_abi::{CONFIG_GPA, Config, Tee};
-use launch::image::{Image, Page};
+use boot_abi::{Config, Tee};
+use launch::image::Image;
 use serde::Serialize;
-use zerocopy::FromBytes as _;
 
 /// One field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -14,18 +13,10 @@ pub struct Field {
     pub value: String,
 }
 
-/// The configuration of an image; none if the image has no page at its place, or one of another version.
+/// The configuration of an image; none if the image measures no such page, or one of another version.
 #[must_use]
 pub fn read(image: &Image) -> Option<Config> {
-    let page = image.pages.iter().find(|page| page.gpa == CONFIG_GPA)?;
-    of_page(page)
-}
-
-/// The configuration in a page.
-#[must_use]
-pub fn of_page(page: &Page) -> Option<Config> {
-    let (config, _) = Config::read_from_prefix(&page.data).ok()?;
-    (config.magic == Config::MAGIC).then_some(config)
+    image.config().ok()
 }
 
 /// The command line; bytes that are no text are replaced.

@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     fn page(gpa: u64, kind: PageKind, fill: u8) -> Page {
-        Page { gpa, kind, data: vec![fill; 4096] }
+        Page { gpa, kind, data: vec![fill; 4096].into() }
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! Every header of an IGVM file, in the order of the file, in words.
 
-use igvm::{IgvmDirectiveHeader, IgvmFile, IgvmInitializationHeader, IgvmPlatformHeader};
-use igvm_defs::{IgvmPageDataFlags, IgvmPageDataType, IgvmPlatformType};
-use launch::image::{ImageError, MAX_IMAGE_BYTES};
+use igvm_defs::{
+    IGVM_VHS_PAGE_DATA, IGVM_VHS_SUPPORTED_PLATFORM, IgvmPageDataType, IgvmPlatformType,
+    IgvmVariableHeaderType as Type,
+};
+use launch::image::ImageError;
 use launch::layout::PAGE_SIZE;
+use launch::reader::{self, Header as Raw};
 use serde::Serialize;
 
 use crate::contents::Policy;
@@ -12,7 +15,7 @@ use crate::role;
 /// One header, or a run of page-data headers that differ in address and content only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Header {
-    /// The compatibility mask, in hexadecimal; none where the kind of header has none.
+    /// The compatibility mask: which platforms it is for. None where the kind of header has none.
     pub mask: Option<String>,
     /// The kind of header.
     pub kind: String,
@@ -22,148 +25,122 @@ pub struct Header {
     pub count: usize,
 }
 
-/// A file's headers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Headers {
-    /// Platforms and their masks.
-    pub platforms: Vec<Header>,
-    /// Initialization headers.
-    pub initialization: Vec<Header>,
-    /// Directives.
-    pub directives: Vec<Header>,
-}
-
 /// Lists the headers of `file`. With `each_page`, page data is not merged into runs.
 ///
 /// # Errors
-/// The bytes are too many, or no IGVM file.
-pub fn list(file: &[u8], each_page: bool) -> Result<Headers, ImageError> {
-    let length = u64::try_from(file.len()).unwrap_or(u64::MAX);
-    if length > MAX_IMAGE_BYTES {
-        return Err(ImageError::TooLong(length));
-    }
-    let file = IgvmFile::new_from_binary(file, None).map_err(ImageError::Format)?;
-    Ok(Headers {
-        platforms: file.platforms().iter().map(platform).collect(),
-        initialization: file.initializations().iter().map(initialization).collect(),
-        directives: directives(file.directives(), each_page),
-    })
-}
-
-fn platform(header: &IgvmPlatformHeader) -> Header {
-    let IgvmPlatformHeader::SupportedPlatform(platform) = header;
-    let name = match platform.platform_type {
-        IgvmPlatformType::NATIVE => "native".to_owned(),
-        IgvmPlatformType::VSM_ISOLATION => "VSM isolation".to_owned(),
-        IgvmPlatformType::SEV_SNP => "SEV-SNP".to_owned(),
-        IgvmPlatformType::TDX => "TDX".to_owned(),
-        other => format!("{other:?}"),
-    };
-    let (version, vtl) = (platform.platform_version, platform.highest_vtl);
-    let boundary = platform.shared_gpa_boundary;
-    let detail = format!("version {version}, highest VTL {vtl}, shared GPA boundary {boundary:#x}");
-    one(Some(platform.compatibility_mask), &name, detail)
-}
-
-fn initialization(header: &IgvmInitializationHeader) -> Header {
-    match header {
-        IgvmInitializationHeader::GuestPolicy { policy, compatibility_mask } => {
-            let words = Policy::of(*policy);
-            let words = if words.valid { words.words.join(", ") } else { "reserved bits wrong".into() };
-            one(Some(*compatibility_mask), "guest policy", format!("{policy:#x}: {words}"))
+/// The bytes are no IGVM file of the version that is read.
+pub fn list(file: &[u8], each_page: bool) -> Result<Vec<Header>, ImageError> {
+    let mut listed: Vec<Header> = Vec::new();
+    let mut run: Option<Run> = None;
+    for header in reader::read(file)? {
+        let page = match &header {
+            Raw::Page(page, _) => Some(*page),
+            _ => None,
+        };
+        run = match (run, page) {
+            (Some(run), Some(page)) if !each_page && run.is_followed_by(&page) => {
+                Some(Run { last: page.gpa, count: run.count + 1, ..run })
+            }
+            (run, page) => {
+                listed.extend(run.map(|run| run.told()));
+                page.map(|page| Run { last: page.gpa, count: 1, first: page })
+            }
+        };
+        if run.is_none() {
+            listed.push(told(&header));
         }
-        other => one(None, "other", format!("{other:?}").chars().take(120).collect()),
     }
+    listed.extend(run.map(|run| run.told()));
+    Ok(listed)
 }
 
-fn directives(directives: &[IgvmDirectiveHeader], each_page: bool) -> Vec<Header> {
-    let continues = |first: &IgvmDirectiveHeader, second: &IgvmDirectiveHeader| {
-        !each_page
-            && page_data(first).zip(page_data(second)).is_some_and(|(first, second)| second.follows(&first))
-    };
-    directives.chunk_by(continues).filter_map(|run| directive(run)).collect()
+/// Page-data headers that are told in one line.
+struct Run {
+    first: IGVM_VHS_PAGE_DATA,
+    last: u64,
+    count: usize,
 }
 
-/// What two page-data headers must have in common to be told in one line.
-struct PageData {
-    gpa: u64,
-    mask: u32,
-    flags: IgvmPageDataFlags,
-    data_type: IgvmPageDataType,
-}
-
-impl PageData {
-    fn follows(&self, before: &Self) -> bool {
-        before.gpa.checked_add(PAGE_SIZE) == Some(self.gpa)
-            && role::of(before.gpa) == role::of(self.gpa)
-            && (before.mask, before.data_type) == (self.mask, self.data_type)
-            && u32::from(before.flags) == u32::from(self.flags)
+impl Run {
+    fn is_followed_by(&self, page: &IGVM_VHS_PAGE_DATA) -> bool {
+        let first = &self.first;
+        self.last.checked_add(PAGE_SIZE) == Some(page.gpa)
+            && role::of(first.gpa) == role::of(page.gpa)
+            && (first.compatibility_mask, first.data_type) == (page.compatibility_mask, page.data_type)
+            && u32::from(first.flags) == u32::from(page.flags)
     }
 
-    fn words(&self) -> &'static str {
-        match (self.data_type, self.flags.shared(), self.flags.unmeasured()) {
+    fn told(&self) -> Header {
+        let Self { first, last, count } = self;
+        let kind = match (first.data_type, first.flags.shared(), first.flags.unmeasured()) {
             (IgvmPageDataType::SECRETS, ..) => "secrets",
             (IgvmPageDataType::CPUID_DATA, ..) => "CPUID",
             (IgvmPageDataType::NORMAL, true, _) => "shared",
             (IgvmPageDataType::NORMAL, false, true) => "unmeasured",
             (IgvmPageDataType::NORMAL, false, false) => "measured",
             _ => "of an unknown type",
-        }
+        };
+        let end = last.saturating_add(PAGE_SIZE);
+        let detail = format!("{:#x}..{end:#x} {kind}: {}", first.gpa, role::of(first.gpa));
+        Header { count: *count, ..one(Some(first.compatibility_mask), "page data", detail) }
     }
 }
 
-fn page_data(directive: &IgvmDirectiveHeader) -> Option<PageData> {
-    match directive {
-        IgvmDirectiveHeader::PageData { gpa, compatibility_mask, flags, data_type, .. } => {
-            Some(PageData { gpa: *gpa, mask: *compatibility_mask, flags: *flags, data_type: *data_type })
+/// A header on its own.
+fn told(header: &Raw) -> Header {
+    let (kind, detail) = match header {
+        Raw::Platform(header) => ("platform", platform(header)),
+        Raw::GuestPolicy(header) => {
+            let words = Policy::of(header.policy);
+            let words = if words.valid { words.words.join(", ") } else { "reserved bits wrong".into() };
+            ("guest policy", format!("{:#x}: {words}", header.policy))
         }
-        _ => None,
-    }
-}
-
-fn directive(run: &[IgvmDirectiveHeader]) -> Option<Header> {
-    let first = run.first()?;
-    if let (Some(page), Some(last)) = (page_data(first), run.last().and_then(page_data)) {
-        let end = last.gpa.saturating_add(PAGE_SIZE);
-        let detail = format!("{:#x}..{end:#x} {}: {}", page.gpa, page.words(), role::of(page.gpa));
-        return Some(Header { count: run.len(), ..one(Some(page.mask), "page data", detail) });
-    }
-    Some(single(first))
-}
-
-fn single(directive: &IgvmDirectiveHeader) -> Header {
-    use IgvmDirectiveHeader as D;
-    let mask = directive.compatibility_mask();
-    let parameter = |at: &igvm_defs::IGVM_VHS_PARAMETER| {
-        format!("area {} at byte {:#x}", at.parameter_area_index, at.byte_offset)
-    };
-    let (kind, detail) = match directive {
-        D::ParameterArea { number_of_bytes, parameter_area_index, .. } => {
-            ("parameter area", format!("area {parameter_area_index}, {number_of_bytes:#x} bytes"))
-        }
-        D::ParameterInsert(insert) => {
+        Raw::Page(page, _) => return Run { last: page.gpa, count: 1, first: *page }.told(),
+        Raw::ParameterArea(area, _) => (
+            "parameter area",
+            format!("area {}, {:#x} bytes", area.parameter_area_index, area.number_of_bytes),
+        ),
+        Raw::Parameter(kind, at) => (
+            parameter(*kind),
+            format!("area {} at byte {:#x}", at.parameter_area_index, at.byte_offset),
+        ),
+        Raw::ParameterInsert(insert) => {
             ("parameter insert", format!("area {} at {:#x}", insert.parameter_area_index, insert.gpa))
         }
-        D::VpCount(at) => ("vCPU count", parameter(at)),
-        D::MemoryMap(at) => ("memory map", parameter(at)),
-        D::CommandLine(at) => ("host's command line", parameter(at)),
-        D::EnvironmentInfo(at) => ("environment", parameter(at)),
-        D::Madt(at) => ("host's MADT", parameter(at)),
-        D::RequiredMemory { gpa, number_of_bytes, .. } => {
-            ("required memory", format!("{number_of_bytes:#x} bytes at {gpa:#x}"))
+        Raw::Context(context, _) => {
+            ("vCPU context", format!("vCPU {} at {:#x}", context.vp_index, context.gpa.get()))
         }
-        D::SnpVpContext { gpa, vp_index, .. } => ("SNP vCPU context", format!("vCPU {vp_index} at {gpa:#x}")),
-        D::X64NativeVpContext { vp_index, .. } => ("native vCPU context", format!("vCPU {vp_index}")),
-        D::SnpIdBlock { guest_svn, author_key_enabled, .. } => {
-            let author = if *author_key_enabled == 0 { "no author key" } else { "author key" };
-            ("SNP ID block", format!("guest SVN {guest_svn}, {author}"))
+        Raw::RequiredMemory(memory) => {
+            ("required memory", format!("{:#x} bytes at {:#x}", memory.number_of_bytes, memory.gpa))
         }
-        other => {
-            let text = format!("{other:?}");
-            return one(mask, text.split([' ', '(', '{']).next().unwrap_or_default(), String::new());
+        Raw::IdBlock(block) => {
+            let author = if block.author_key_enabled == 0 { "no author key" } else { "author key" };
+            ("SNP ID block", format!("guest SVN {}, {author}", block.guest_svn))
         }
     };
-    one(mask, kind, detail)
+    one(header.compatibility_mask(), kind, detail)
+}
+
+fn platform(platform: &IGVM_VHS_SUPPORTED_PLATFORM) -> String {
+    let name = match platform.platform_type {
+        IgvmPlatformType::NATIVE => "native".to_owned(),
+        IgvmPlatformType::VSM_ISOLATION => "VSM isolation".to_owned(),
+        IgvmPlatformType::SEV_SNP => "SEV-SNP".to_owned(),
+        IgvmPlatformType::TDX => "TDX".to_owned(),
+        other => format!("type {}", other.0),
+    };
+    let (version, vtl) = (platform.platform_version, platform.highest_vtl);
+    let boundary = platform.shared_gpa_boundary;
+    format!("{name}, version {version}, highest VTL {vtl}, shared GPA boundary {boundary:#x}")
+}
+
+/// What the loader writes into an area.
+const fn parameter(kind: Type) -> &'static str {
+    match kind {
+        Type::IGVM_VHT_VP_COUNT_PARAMETER => "vCPU count",
+        Type::IGVM_VHT_MEMORY_MAP => "memory map",
+        _ => "host's command line",
+    }
 }
 
 fn one(mask: Option<u32>, kind: &str, detail: String) -> Header {

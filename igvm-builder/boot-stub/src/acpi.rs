@@ -17,6 +17,9 @@ pub struct Machine<'a> {
     pub sleep_port: u16,
     /// Port of the reset register.
     pub reset_port: u16,
+    /// Address of the mailbox through which the operating system wakes the other processors, where it cannot
+    /// do so through their local APICs.
+    pub mailbox_gpa: Option<u64>,
     /// The complete DSDT, header included.
     pub dsdt: &'a [u8],
 }
@@ -33,6 +36,7 @@ const FADT_BYTES: usize = 276;
 const MADT_FIXED_BYTES: usize = HEADER_BYTES + 8;
 const LAPIC_BYTES: usize = 8;
 const IOAPIC_BYTES: usize = 12;
+const WAKEUP_BYTES: usize = 16;
 
 /// FADT flags: processor-independent `WBINVD`, no fixed power or sleep button, reset register,
 /// hardware-reduced.
@@ -52,8 +56,8 @@ pub fn write(room: &mut [u8], gpa: u64, machine: &Machine<'_>) -> Result<(), Ref
     let fadt = writer.take(FADT_BYTES)?;
     write_fadt(fadt.bytes, dsdt.gpa, machine);
     let lapics = usize::try_from(machine.vcpus).map_err(|_| Refusal::Acpi)?;
-    let madt_bytes =
-        lapics.checked_mul(LAPIC_BYTES).and_then(|bytes| bytes.checked_add(MADT_FIXED_BYTES + IOAPIC_BYTES));
+    let others = MADT_FIXED_BYTES + IOAPIC_BYTES + machine.mailbox_gpa.map_or(0, |_| WAKEUP_BYTES);
+    let madt_bytes = lapics.checked_mul(LAPIC_BYTES).and_then(|bytes| bytes.checked_add(others));
     let madt = writer.take(madt_bytes.ok_or(Refusal::Acpi)?)?;
     write_madt(madt.bytes, machine)?;
     let xsdt = writer.take(XSDT_BYTES)?;
@@ -133,6 +137,12 @@ fn write_madt(bytes: &mut [u8], machine: &Machine<'_>) -> Result<(), Refusal> {
     }
     let [a, b, c, d] = machine.ioapic_gpa.to_le_bytes();
     table.put(offset, &[1, 12, 0, 0, a, b, c, d, 0, 0, 0, 0]);
+    if let Some(mailbox) = machine.mailbox_gpa {
+        // Multiprocessor wakeup structure (5.2.12.19), mailbox version 0.
+        let offset = offset + IOAPIC_BYTES;
+        table.put(offset, &[16, 16]);
+        table.put(offset + 8, &mailbox.to_le_bytes());
+    }
     finish(bytes, *b"APIC", 5);
     Ok(())
 }
@@ -170,12 +180,13 @@ mod tests {
 
     const GPA: u64 = 0xE_0000;
 
-    fn machine(vcpus: u32) -> Vec<u8> {
+    fn machine(vcpus: u32, mailbox_gpa: Option<u64>) -> Vec<u8> {
         let mut dsdt = vec![0; HEADER_BYTES];
         finish(&mut dsdt, *b"DSDT", 2);
         let mut room = vec![0xAA; 8192];
+        let (sleep_port, reset_port) = (0x604, 0x606);
         let machine =
-            Machine { vcpus, ioapic_gpa: 0xFEC0_0000, sleep_port: 0x604, reset_port: 0x606, dsdt: &dsdt };
+            Machine { vcpus, ioapic_gpa: 0xFEC0_0000, sleep_port, reset_port, mailbox_gpa, dsdt: &dsdt };
         write(&mut room, GPA, &machine).unwrap();
         room
     }
@@ -196,7 +207,7 @@ mod tests {
 
     #[test]
     fn every_pointer_leads_to_a_table_that_adds_up() {
-        let room = machine(3);
+        let room = machine(3, None);
         assert_eq!(&room[..8], b"RSD PTR ");
         assert_eq!((sum(&room[..20]), sum(&room[..36])), (0, 0));
         let xsdt = table_at(&room, u64_at(&room, 24));
@@ -215,9 +226,24 @@ mod tests {
     }
 
     #[test]
+    fn the_mailbox_is_told_where_there_is_one() {
+        let room = machine(2, Some(0x14_9000));
+        let madt = table_at(&room, u64_at(table_at(&room, u64_at(&room, 24)), 44));
+        assert_eq!((madt.len(), sum(madt)), (44 + 2 * 8 + 12 + 16, 0));
+        let wakeup = &madt[44 + 2 * 8 + 12..];
+        assert_eq!((&wakeup[..8], u64_at(wakeup, 8)), (&[16, 16, 0, 0, 0, 0, 0, 0][..], 0x14_9000));
+    }
+
+    #[test]
     fn too_little_room_is_refused() {
-        let machine =
-            Machine { vcpus: 64, ioapic_gpa: 0, sleep_port: 0, reset_port: 0, dsdt: &[0; HEADER_BYTES] };
+        let machine = Machine {
+            vcpus: 64,
+            ioapic_gpa: 0,
+            sleep_port: 0,
+            reset_port: 0,
+            mailbox_gpa: None,
+            dsdt: &[0; HEADER_BYTES],
+        };
         for size in 0..900 {
             assert_eq!(write(&mut vec![0; size], GPA, &machine), Err(Refusal::Acpi), "{size}");
         }

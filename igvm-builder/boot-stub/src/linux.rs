@@ -2,7 +2,10 @@
 //! protocol 2.12 and later, 64-bit entry).
 
 use boot_abi::ram::{Ram, Range};
-use boot_abi::{ACPI_GPA, ACPI_LIMIT, COMMAND_LINE_GPA, CONVENTIONAL_LIMIT, KERNEL_GPA, STUB_END, STUB_GPA};
+use boot_abi::{
+    ACPI_GPA, ACPI_LIMIT, CC_BLOB_GPA, COMMAND_LINE_GPA, CONVENTIONAL_LIMIT, GHCB_GPA, KERNEL_GPA, STUB_END,
+    STUB_GPA,
+};
 
 use crate::refusal::Refusal;
 use crate::table::Table;
@@ -60,15 +63,21 @@ impl Kernel {
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 const E820_ACPI: u32 = 3;
+const E820_NVS: u32 = 4;
 const E820_COUNT: usize = 0x1E8;
 const E820_TABLE: usize = 0x2D0;
 const E820_ENTRY_BYTES: usize = 20;
 
-/// Fills the zero page for a verified kernel `file`.
+/// Fills the zero page for a verified kernel `file`. `setup_data` is the first of a list of further data, or 0.
 ///
 /// # Errors
 /// When the kernel's header does not fit into the zero page.
-pub fn write_boot_params(page: &mut [u8; 4096], file: &[u8], ram: &Ram) -> Result<(), Refusal> {
+pub fn write_boot_params(
+    page: &mut [u8; 4096],
+    file: &[u8],
+    ram: &Ram,
+    setup_data: u64,
+) -> Result<(), Refusal> {
     page.fill(0);
     let length = usize::from(*file.get(0x201).ok_or(Refusal::Kernel("header length"))?);
     let end = HEADER_JUMP + length;
@@ -78,6 +87,7 @@ pub fn write_boot_params(page: &mut [u8; 4096], file: &[u8], ram: &Ram) -> Resul
     table.put(0x210, &[0xFF]); // type_of_loader: unknown
     table.put(0x228, &low_u32(COMMAND_LINE_GPA)); // cmd_line_ptr
     table.put(0x218, &[0; 8]); // no initial RAM disk
+    table.put(0x250, &setup_data.to_le_bytes());
     table.put(0x070, &ACPI_GPA.to_le_bytes()); // acpi_rsdp_addr
     write_e820(&mut table, ram);
     Ok(())
@@ -92,7 +102,11 @@ fn write_e820(table: &mut Table<'_>, ram: &Ram) {
     let fixed = [
         (Range { base: 0, end: CONVENTIONAL_LIMIT }, E820_RAM),
         (Range { base: ACPI_GPA, end: ACPI_LIMIT }, E820_ACPI),
-        (Range { base: STUB_GPA, end: STUB_END }, E820_RESERVED),
+        (Range { base: STUB_GPA, end: CC_BLOB_GPA }, E820_RESERVED),
+        // What Linux reads when it runs. A confidential guest takes plain reserved memory for shared with the
+        // host when it maps it late, so these pages are of the kind that it takes for private.
+        (Range { base: CC_BLOB_GPA, end: GHCB_GPA }, E820_NVS),
+        (Range { base: GHCB_GPA, end: STUB_END }, E820_RESERVED),
     ];
     // The first run of RAM begins at 0 and reaches past the kernel: the memory map was checked for that.
     let rest = ram.ranges().iter().map(|range| Range { base: range.base.max(STUB_END), end: range.end });
@@ -168,10 +182,11 @@ mod tests {
     #[test]
     fn the_zero_page_has_header_and_memory() {
         let mut page = [0xAA; 4096];
-        write_boot_params(&mut page, &kernel(), &ram(&[(0, 0xC_0000), (0x10_0000, 1)])).unwrap();
+        write_boot_params(&mut page, &kernel(), &ram(&[(0, 0xC_0000), (0x10_0000, 1)]), CC_BLOB_GPA).unwrap();
         assert_eq!(&page[0x202..0x206], b"HdrS");
         assert_eq!(page[0x210], 0xFF);
-        assert_eq!(page[0x1E8], 5);
+        assert_eq!(page[0x250..0x258], CC_BLOB_GPA.to_le_bytes());
+        assert_eq!(page[0x1E8], 7);
         let entry = |index: usize| {
             let at = 0x2D0 + index * 20;
             let word = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
@@ -179,16 +194,18 @@ mod tests {
         };
         assert_eq!(entry(0), (0, 0x9_F000, 1));
         assert_eq!(entry(1), (0xE_0000, 0x2_0000, 3));
-        assert_eq!(entry(2), (0x10_0000, 0x5_0000, 2));
-        assert_eq!(entry(3), (0x15_0000, 0xC000_0000 - 0x15_0000, 1));
-        assert_eq!(entry(4), (0x1_0000_0000, 0x1000, 1));
+        assert_eq!(entry(2), (0x10_0000, 0x4_8000, 2));
+        assert_eq!(entry(3), (0x14_8000, 0x2000, 4));
+        assert_eq!(entry(4), (0x14_A000, 0x6000, 2));
+        assert_eq!(entry(5), (0x15_0000, 0xC000_0000 - 0x15_0000, 1));
+        assert_eq!(entry(6), (0x1_0000_0000, 0x1000, 1));
     }
 
     #[test]
     fn an_overlong_header_is_refused() {
         let mut file = kernel();
         file[0x201] = 0xFF;
-        let refused = write_boot_params(&mut [0; 4096], &file, &ram(&[(0, 0x8000)]));
+        let refused = write_boot_params(&mut [0; 4096], &file, &ram(&[(0, 0x8000)]), 0);
         assert_eq!(refused, Err(Refusal::Kernel("header length")));
     }
 }

@@ -4,11 +4,15 @@ use core::fmt;
 
 use boot_abi::ram::RamError;
 
+use crate::snp::SnpError;
+use crate::snp::cpuid::CpuidError;
+use crate::tdx::TdxError;
+
 /// A reason to stop, in words that the VMM passes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// The measured configuration is not of this stub's making.
-    Config,
+    /// The measured configuration is not of this stub's making. Names the field.
+    Config(&'static str),
     /// The loader's number of virtual CPUs.
     Vcpus {
         /// Most that the image allows.
@@ -18,7 +22,13 @@ pub enum Refusal {
     },
     /// The loader's memory map.
     Ram(RamError),
-    /// The kernel that was copied is not the one that was measured. First four bytes of each SHA-256.
+    /// The loader's CPUID page.
+    Cpuid(CpuidError),
+    /// SEV-SNP's hypervisor or memory.
+    Snp(SnpError),
+    /// TDX's module or hypervisor or memory.
+    Tdx(TdxError),
+    /// The kernel in private memory is not the one that was measured. First four bytes of each SHA-256.
     KernelHash {
         /// Measured.
         expected: u32,
@@ -34,9 +44,12 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::Config => f.write_str("configuration page: unknown magic"),
+            Self::Config(field) => write!(f, "configuration page: unusable {field}"),
             Self::Vcpus { max, found } => write!(f, "vCPU count: expected 1 to {max}, found {found}"),
             Self::Ram(error) => error.fmt(f),
+            Self::Cpuid(error) => error.fmt(f),
+            Self::Snp(error) => error.fmt(f),
+            Self::Tdx(error) => error.fmt(f),
             Self::KernelHash { expected, found } => {
                 write!(
                     f,
@@ -52,5 +65,23 @@ impl fmt::Display for Refusal {
 impl From<RamError> for Refusal {
     fn from(error: RamError) -> Self {
         Self::Ram(error)
+    }
+}
+
+impl From<CpuidError> for Refusal {
+    fn from(error: CpuidError) -> Self {
+        Self::Cpuid(error)
+    }
+}
+
+impl From<SnpError> for Refusal {
+    fn from(error: SnpError) -> Self {
+        Self::Snp(error)
+    }
+}
+
+impl From<TdxError> for Refusal {
+    fn from(error: TdxError) -> Self {
+        Self::Tdx(error)
     }
 }

@@ -1,14 +1,21 @@
-//! A machine monitor whose host is hostile: it changes the kernel in the shared window while the boot stub
-//! works on it.
+//! A machine monitor whose host is hostile.
 //!
-//! `hostile-vmm IMAGE ROOTFS MARK OFFSET`: at MARK (`stub`: before the kernel is copied; `copied`: between copy
-//! and hash) one bit at OFFSET of the window is flipped. What the machine reaches is printed, a line each; the
-//! end is the kernel's entry or the machine's end.
+//! - `hostile-vmm IMAGE ROOTFS flip MARK OFFSET`: at MARK (`stub`: before the kernel is copied; `copied`: between
+//!   copy and hash) one bit at OFFSET of the shared window is flipped. The end is the kernel's entry, or the
+//!   machine's end.
+//! - `hostile-vmm IMAGE ROOTFS tell LAUNCHED TOLD`: launches with one host data and tells the guest another. The
+//!   end is the guest's verdict.
+//!
+//! What happens is printed, a line each.
 
-use std::path::PathBuf;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::channel;
 
+use agent_protocol::HANDSHAKE_PORT;
+use agent_protocol::handshake::MAX_LEN;
 use anyhow::{Context as _, Result, bail};
 use launch::control::Mark;
 use launch::layout::WINDOW_BASE;
@@ -18,31 +25,48 @@ use vmm::machine::{Defined, MachineNotice};
 
 fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [image, rootfs, mark, offset] = &arguments[..] else {
-        bail!("expected IMAGE ROOTFS MARK OFFSET, found {} arguments", arguments.len());
-    };
-    let when = match mark.as_str() {
-        "stub" => Mark::Stub,
-        "copied" => Mark::Copied,
-        other => bail!("MARK: expected stub or copied, found {other}"),
-    };
-    let offset: u64 = offset.parse().context("OFFSET")?;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let folder = tempfile::tempdir()?;
-    let plan = LaunchPlan {
+    match arguments[..] {
+        [image, rootfs, "flip", mark, offset] => {
+            let when = match mark {
+                "stub" => Mark::Stub,
+                "copied" => Mark::Copied,
+                other => bail!("MARK: expected stub or copied, found {other}"),
+            };
+            flip(
+                plan(image, rootfs, HostData::default(), folder.path()),
+                when,
+                offset.parse().context("OFFSET")?,
+            )
+        }
+        [image, rootfs, "tell", launched, told] => {
+            tell(plan(image, rootfs, launched.parse()?, folder.path()), told.parse()?)
+        }
+        _ => bail!("expected IMAGE ROOTFS flip MARK OFFSET, or IMAGE ROOTFS tell LAUNCHED TOLD"),
+    }
+}
+
+fn plan(image: &str, rootfs: &str, host_data: HostData, folder: &Path) -> LaunchPlan {
+    LaunchPlan {
         image: PathBuf::from(image),
         rootfs: PathBuf::from(rootfs),
         vcpus: 1,
         memory_mib: 256,
         tee: Tee::Sim,
-        host_data: HostData::default(),
+        host_data,
         hypervisor: Hypervisor::Auto,
-        vsock: folder.path().join("vsock"),
+        vsock: folder.join("vsock"),
         console: None,
-    };
+    }
+}
+
+fn flip(plan: LaunchPlan, when: Mark, offset: u64) -> Result<ExitCode> {
     let populated = Defined::new(plan)?.populate()?;
     let window = populated.window().context("an image whose kernel is in shared pages")?.clone();
     let at = GuestAddress(WINDOW_BASE + offset);
     let (sender, notices) = channel();
+    // The virtual CPU stands still while its notice is told: the change is made exactly then.
     let _running = populated.measure()?.start(move |notice| {
         if notice == MachineNotice::Reached(when) {
             let byte: u8 = window.read_obj(at).unwrap_or(0);
@@ -67,5 +91,20 @@ fn main() -> Result<ExitCode> {
             }
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tell(plan: LaunchPlan, told: HostData) -> Result<ExitCode> {
+    let mut path = plan.vsock.clone().into_os_string();
+    path.push(format!("_{HANDSHAKE_PORT}"));
+    let listener = UnixListener::bind(&path)?;
+    let _running = Defined::new(plan)?.populate()?.measure()?.start(|_| {})?;
+    let (mut stream, _) = listener.accept()?;
+    let mut lines = BufReader::new(stream.try_clone()?.take(2 * MAX_LEN as u64));
+    let mut line = String::new();
+    lines.read_line(&mut line)?;
+    writeln!(stream, "{{\"host_data\":\"{told}\"}}")?;
+    lines.read_line(&mut line)?;
+    print!("{line}");
     Ok(ExitCode::SUCCESS)
 }

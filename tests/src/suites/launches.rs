@@ -19,7 +19,7 @@ pub const CASES: &[Case] = &[
 ];
 
 /// The boot stub refused.
-const STATUS_STUB_REFUSED: i32 = 10;
+pub const STATUS_STUB_REFUSED: i32 = 10;
 /// The guest's kernel panicked.
 const STATUS_PANIC: i32 = 11;
 /// The guest reset itself.

@@ -1,5 +1,6 @@
 //! The suites.
 
+mod attestation;
 mod containers;
 mod faults;
 mod launches;
@@ -11,5 +12,6 @@ use crate::case::Case;
 /// All cases, in the order in which they run: what is needed by the rest comes first.
 #[must_use]
 pub fn all() -> Vec<Case> {
-    [launches::CASES, refusals::CASES, containers::CASES, pods::CASES, faults::CASES].concat()
+    [launches::CASES, refusals::CASES, attestation::CASES, containers::CASES, pods::CASES, faults::CASES]
+        .concat()
 }

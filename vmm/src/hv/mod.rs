@@ -3,6 +3,7 @@
 //! Types of a particular hypervisor never leave its module. What only one of them knows (page states, memory
 //! faults, requests for certificates) it answers by itself and enters the guest again.
 
+pub mod id_block;
 pub mod kvm;
 pub mod mshv;
 pub mod seam;

@@ -95,7 +95,7 @@ mod tests {
         let page = |config: &Config| {
             let mut data = config.as_bytes().to_vec();
             data.resize(4096, 0);
-            Page { gpa: CONFIG_GPA, kind: PageKind::Measured, data }
+            Page { gpa: CONFIG_GPA, kind: PageKind::Measured, data: data.into() }
         };
         Image {
             platform: Platform::Snp,

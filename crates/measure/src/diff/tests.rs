@@ -7,7 +7,13 @@ use zerocopy::{FromZeros as _, IntoBytes as _};
 use super::*;
 
 fn page(gpa: u64, kind: PageKind, fill: u8) -> Page {
-    Page { gpa, kind, data: vec![fill; 4096] }
+    Page { gpa, kind, data: vec![fill; 4096].into() }
+}
+
+fn set_byte(image: &mut Image, page: usize, at: usize, byte: u8) {
+    let mut data = image.pages[page].data.to_vec();
+    data[at] = byte;
+    image.pages[page].data = data.into();
 }
 
 fn config_page(change: impl FnOnce(&mut Config)) -> Page {
@@ -16,7 +22,7 @@ fn config_page(change: impl FnOnce(&mut Config)) -> Page {
     change(&mut config);
     let mut data = config.as_bytes().to_vec();
     data.resize(4096, 0);
-    Page { gpa: CONFIG_GPA, kind: PageKind::Measured, data }
+    Page { gpa: CONFIG_GPA, kind: PageKind::Measured, data: data.into() }
 }
 
 fn set_command_line(config: &mut Config, text: &str) {
@@ -62,7 +68,7 @@ fn equal_images_have_no_differences() {
 
 #[test]
 fn a_page_of_other_content_is_shown_with_its_first_bytes() {
-    let differences = told(true, |image| image.pages[0].data[0x123] = 7);
+    let differences = told(true, |image| set_byte(image, 0, 0x123, 7));
     let [Difference::Bytes { gpa, role, differing: 1, first: 0x123, a, b }] = differences.as_slice() else {
         panic!("{differences:?}")
     };
@@ -98,7 +104,7 @@ fn many_pages_are_counted_and_not_listed() {
 
 #[test]
 fn what_is_not_measured_is_told_and_called_so() {
-    let differences = told(false, |image| image.pages[3].data[0] = 1);
+    let differences = told(false, |image| set_byte(image, 3, 0, 1));
     assert_eq!(differences, [Difference::Shared { pages: 1 }]);
     assert!(differences[0].to_string().contains("not measured"));
 }

@@ -16,8 +16,8 @@ fn image(policy: u64) -> Image {
     config.command_line_bytes = u16::try_from(line.len()).unwrap();
     let mut data = config.as_bytes().to_vec();
     data.resize(4096, 0);
-    let stub = Page { gpa: STUB_GPA, kind: PageKind::Measured, data: vec![1; 4096] };
-    let config = Page { gpa: CONFIG_GPA, kind: PageKind::Measured, data };
+    let stub = Page { gpa: STUB_GPA, kind: PageKind::Measured, data: vec![1; 4096].into() };
+    let config = Page { gpa: CONFIG_GPA, kind: PageKind::Measured, data: data.into() };
     Image {
         platform: Platform::Snp,
         // Not in the order of addresses, so that backends differ.

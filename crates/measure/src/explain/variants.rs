@@ -111,8 +111,9 @@ fn with_policy(image: &Image, policy: u64) -> Option<Image> {
 fn with_config(image: &Image, config: &Config) -> Image {
     let mut pages = image.pages.clone();
     for page in pages.iter_mut().filter(|page| page.gpa == CONFIG_GPA && page.kind == PageKind::Measured) {
-        page.data = config.as_bytes().to_vec();
-        page.data.resize(4096, 0);
+        let mut data = config.as_bytes().to_vec();
+        data.resize(4096, 0);
+        page.data = data.into();
     }
     Image {
         platform: image.platform,

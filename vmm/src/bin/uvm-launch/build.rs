@@ -1,15 +1,12 @@
 //! `uvm-launch build`: an image from a recipe.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use igvm_builder::{Recipe, build};
 
-use crate::input::{EXIT_STATUS, YES, print_json, read};
+use crate::input::{EXIT_STATUS, YES, print_json, read, text, write};
 
-/// Longest recipe, in bytes.
-const MAX_RECIPE_BYTES: u64 = 64 << 10;
 /// Largest kernel or boot stub, in bytes: neither fits an image if it is larger.
 const MAX_INPUT_BYTES: u64 = launch::image::MAX_IMAGE_BYTES;
 
@@ -39,9 +36,8 @@ pub struct Arguments {
 /// Builds the image, writes it and its sidecar.
 pub fn run(arguments: &Arguments) -> Result<u8> {
     let shown = arguments.recipe.display();
-    let text = String::from_utf8(read(&arguments.recipe, MAX_RECIPE_BYTES)?)
-        .with_context(|| format!("recipe {shown}"))?;
-    let recipe: Recipe = toml::from_str(&text).with_context(|| format!("recipe {shown}"))?;
+    let recipe: Recipe =
+        toml::from_str(&text(&arguments.recipe)?).with_context(|| format!("recipe {shown}"))?;
     let kernel = read(&arguments.kernel, MAX_INPUT_BYTES)?;
     let stub = read(&arguments.stub, MAX_INPUT_BYTES)?;
     let built = build(&kernel, &stub, &recipe)?;
@@ -55,13 +51,4 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         println!("see `uvm-launch inspect {}` and `uvm-launch measure …`", arguments.out.display());
     }
     Ok(YES)
-}
-
-/// Writes a file whole or not at all.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let new = PathBuf::from(name);
-    let written = fs::write(&new, bytes).and_then(|()| fs::rename(&new, path));
-    written.with_context(|| format!("cannot write {}", path.display()))
 }

@@ -1,42 +1,29 @@
 //! `uvm-launch id-block`: an owner's signed statement of what the secure processor may launch.
 //!
-//! The key may live elsewhere: `--to-be-signed` writes what it signs, and a second call takes the signatures.
+//! The keys may live elsewhere: `--to-be-signed` stops before signing, and a second call takes the signatures.
 
-use std::fs;
 use std::path::PathBuf;
 
-use ::measure::profile::Profile;
 use anyhow::{Context as _, Result, bail};
 use attestation::id_block::{AmdPublicKey, IdAuth, IdBlock};
 use attestation::keys;
-use launch::plan::Tee;
 use serde::Serialize;
 use zerocopy::IntoBytes as _;
 
-use crate::build::write;
-use crate::input::{EXIT_STATUS, ImageFile, YES, print_json, read};
-use crate::launch_arguments::{Loader, check_limit};
-use crate::verify::{bytes, number};
+use crate::input::{EXIT_STATUS, YES, bytes, number, print_json, read, text, write};
+use crate::signed_launch;
 
-/// Largest key or signature file, in bytes.
-const MAX_KEY_BYTES: u64 = 16 << 10;
+/// Longest signature file, in bytes.
+const MAX_SIGNATURE_BYTES: u64 = 4096;
+/// The default of identifiers.
+const NO_ID: &str = "00000000000000000000000000000000";
 
 /// Arguments of `id-block`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_STATUS)]
 pub struct Arguments {
-    /// The image whose launch the block permits.
-    #[arg(long, required_unless_present = "measurement")]
-    image: Option<PathBuf>,
-    /// With --image: number of vCPUs; a block is for one number.
-    #[arg(long, default_value_t = 1)]
-    vcpus: u32,
-    /// With --image: who loads it.
-    #[arg(long, default_value = "kvm")]
-    backend: Loader,
-    /// The launch digest itself, instead of an image.
-    #[arg(long, value_name = "HEX", value_parser = bytes::<48>, conflicts_with = "image", requires = "guest_policy")]
-    measurement: Option<[u8; 48]>,
+    #[command(flatten)]
+    launch: signed_launch::Arguments,
     /// The guest policy that goes with --measurement.
     #[arg(long, value_name = "NUMBER", value_parser = number, conflicts_with = "image")]
     guest_policy: Option<u64>,
@@ -44,17 +31,17 @@ pub struct Arguments {
     #[arg(long, default_value_t = 0)]
     guest_svn: u32,
     /// Family, shown in reports: 16 bytes of the owner's choice.
-    #[arg(long, value_name = "HEX", value_parser = bytes::<16>, default_value = "00000000000000000000000000000000")]
+    #[arg(long, value_name = "HEX", value_parser = bytes::<16>, default_value = NO_ID)]
     family_id: [u8; 16],
     /// Image, shown in reports: 16 bytes of the owner's choice.
-    #[arg(long, value_name = "HEX", value_parser = bytes::<16>, default_value = "00000000000000000000000000000000")]
+    #[arg(long, value_name = "HEX", value_parser = bytes::<16>, default_value = NO_ID)]
     image_id: [u8; 16],
     #[command(flatten)]
     signers: Signers,
-    /// Where the ID block goes: 96 bytes.
+    /// Where the ID block goes: 96 bytes. They are what the ID key signs, with ECDSA and SHA-384.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Where the ID authentication information goes: 4096 bytes. Not with --to-be-signed.
+    /// Where the ID authentication information goes: 4096 bytes.
     #[arg(long, value_name = "FILE", required_unless_present = "to_be_signed")]
     auth: Option<PathBuf>,
     /// Print one JSON object instead of text.
@@ -71,11 +58,13 @@ struct Signers {
     /// The author key, which signs the ID key: a P-384 private key, PEM.
     #[arg(long, value_name = "FILE", requires = "key")]
     author_key: Option<PathBuf>,
-    /// Sign nothing: write the block to --out, which is what the ID key signs with ECDSA and SHA-384. With
-    /// --public-key, write what the author key signs to FILE too.
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["key", "signature"])]
-    to_be_signed: Option<PathBuf>,
-    /// The ID key's public half, PEM, where its private half is elsewhere.
+    /// Sign nothing: the keys are elsewhere, and --out has what the ID key signs.
+    #[arg(long, conflicts_with_all = ["key", "signature", "auth"])]
+    to_be_signed: bool,
+    /// With --to-be-signed and --public-key: where to write what the author key signs.
+    #[arg(long, value_name = "FILE", requires = "to_be_signed", requires = "public_key")]
+    author_to_be_signed: Option<PathBuf>,
+    /// The ID key's public half, PEM.
     #[arg(long, value_name = "FILE", conflicts_with = "key")]
     public_key: Option<PathBuf>,
     /// The ID key's signature of the block, made elsewhere: DER, or 96 bytes.
@@ -85,7 +74,7 @@ struct Signers {
     #[arg(long, value_name = "FILE", requires = "author_signature", conflicts_with = "key")]
     author_public_key: Option<PathBuf>,
     /// The author key's signature of the ID key, made elsewhere.
-    #[arg(long, value_name = "FILE", requires = "author_public_key")]
+    #[arg(long, value_name = "FILE", requires = "author_public_key", requires = "signature")]
     author_signature: Option<PathBuf>,
 }
 
@@ -93,84 +82,93 @@ struct Signers {
 #[derive(Debug, Serialize)]
 struct Made {
     launch_digest: String,
-    policy: String,
+    guest_policy: String,
     guest_svn: u32,
-    /// What reports of such a launch have; none when nothing was signed.
+    /// What reports of such a launch have; none where nothing was signed.
     id_key_digest: Option<String>,
     author_key_digest: Option<String>,
 }
 
-/// Makes the block, and signs it or prepares its signature.
+/// Makes the block, and signs it or takes its signatures.
 pub fn run(arguments: &Arguments) -> Result<u8> {
-    let (digest, policy) = arguments.permitted()?;
+    let launch = arguments.launch.resolve()?;
+    let policy = launch.policy.or(arguments.guest_policy);
+    let policy = policy.context("guest policy: expected --guest-policy with --measurement, found none")?;
     let Arguments { guest_svn, family_id, image_id, .. } = arguments;
-    let block = IdBlock::new(digest, policy, *guest_svn, *family_id, *image_id);
+    let block = IdBlock::new(launch.digest, policy, *guest_svn, *family_id, *image_id);
     let auth = arguments.signers.sign(&block)?;
+    if let Some(auth) = &auth {
+        // A signature from elsewhere may be of something else.
+        auth.verify(&block)?;
+    }
     write(&arguments.out, block.as_bytes())?;
     if let (Some(auth), Some(path)) = (&auth, &arguments.auth) {
-        auth.verify(&block).context("the signatures do not fit the block")?;
         write(path, auth.as_bytes())?;
     }
+    let author = auth.as_ref().filter(|auth| auth.has_author_key());
     let made = Made {
-        launch_digest: hex::encode(digest),
-        policy: format!("{policy:#x}"),
+        launch_digest: hex::encode(launch.digest),
+        guest_policy: format!("{policy:#x}"),
         guest_svn: *guest_svn,
         id_key_digest: auth.as_ref().map(|auth| hex::encode(auth.id_key.digest())),
-        author_key_digest: auth
-            .as_ref()
-            .filter(|auth| auth.has_author_key())
-            .map(|auth| hex::encode(auth.author_key.digest())),
+        author_key_digest: author.map(|auth| hex::encode(auth.author_key.digest())),
     };
-    if arguments.json { print_json(&made)? } else { show(&made) }
-    Ok(YES)
-}
-
-impl Arguments {
-    /// The digest and policy that the block permits.
-    fn permitted(&self) -> Result<([u8; 48], u64)> {
-        if let (Some(digest), Some(policy)) = (self.measurement, self.guest_policy) {
-            return Ok((digest, policy));
-        }
-        let Some(path) = &self.image else { bail!("expected --image or --measurement, found neither") };
-        let file = ImageFile::read(path)?;
-        let image = file.of(Tee::Snp)?;
-        check_limit(image, self.vcpus)?;
-        let digests = Profile::ours(Tee::Snp, self.backend.into()).digests(image, self.vcpus)?;
-        let digest = digests.last().context("number of vCPUs: expected at least 1, found 0")?;
-        Ok((digest.0, image.guest_policy.context("guest policy: expected one in the image, found none")?))
+    if arguments.json {
+        print_json(&made)?;
+    } else {
+        show(&made);
     }
+    Ok(YES)
 }
 
 impl Signers {
     /// Authentication information; none if the block is to be signed elsewhere first.
     fn sign(&self, block: &IdBlock) -> Result<Option<IdAuth>> {
-        if let Some(path) = &self.to_be_signed {
-            self.write_key_to_be_signed(path)?;
+        if self.to_be_signed {
+            if let (Some(key), Some(path)) = (&self.public_key, &self.author_to_be_signed) {
+                let key = keys::public_key(&text(key)?)?;
+                write(path, AmdPublicKey::from_key(&key).to_be_signed())?;
+            }
             return Ok(None);
         }
-        if let Some(path) = &self.key {
-            let key = private_key(path)?;
-            let author = self.author_key.as_ref().map(private_key).transpose()?;
+        if let Some(key) = &self.key {
+            let key = keys::private_key(&text(key)?).with_context(|| key.display().to_string())?;
+            let author = match &self.author_key {
+                Some(path) => {
+                    Some(keys::private_key(&text(path)?).with_context(|| path.display().to_string())?)
+                }
+                None => None,
+            };
             return Ok(Some(IdAuth::sign(block, &key, author.as_ref())?));
         }
-        let (Some(key), Some(signed)) = (&self.public_key, &self.signature) else {
+        let (Some(key), Some(signature)) = (&self.public_key, &self.signature) else {
             bail!("signer: expected --key, --to-be-signed, or --public-key with --signature, found none");
         };
+        let key = keys::public_key(&text(key)?).with_context(|| key.display().to_string())?;
+        let signature = keys::signature(&read(signature, MAX_SIGNATURE_BYTES)?)?;
         let author = match (&self.author_public_key, &self.author_signature) {
-            (Some(key), Some(signed)) => Some((public_key(key)?, signature(signed)?)),
+            (Some(key), Some(signature)) => Some((
+                keys::public_key(&text(key)?)?,
+                keys::signature(&read(signature, MAX_SIGNATURE_BYTES)?)?,
+            )),
             _ => None,
         };
         let author = author.as_ref().map(|(key, signature)| (key, signature));
-        Ok(Some(IdAuth::new(&public_key(key)?, &signature(signed)?, author)))
+        Ok(Some(IdAuth::new(&key, &signature, author)))
     }
+}
 
-    /// Writes what an author key signs, where that is asked for.
-    fn write_key_to_be_signed(&self, path: &PathBuf) -> Result<()> {
-        match (&self.public_key, path.as_os_str().is_empty()) {
-            (Some(key), false) => write(path, AmdPublicKey::from_key(&public_key(key)?).to_be_signed()),
-            (None, true) => Ok(()),
-            (Some(_), true) => bail!("--to-be-signed: expected a file for the ID key, found none"),
-            (None, false) => bail!("--to-be-signed FILE: expected --public-key, found none"),
+fn show(made: &Made) {
+    println!("launch digest      {}", made.launch_digest);
+    println!("guest policy       {}, security version {}", made.guest_policy, made.guest_svn);
+    for (name, digest) in
+        [("id key digest    ", &made.id_key_digest), ("author key digest", &made.author_key_digest)]
+    {
+        if let Some(digest) = digest {
+            println!("{name}  {digest}");
         }
+    }
+    if made.id_key_digest.is_none() {
+        println!("not signed: the block is what the ID key signs (ECDSA P-384, SHA-384)");
     }
 }

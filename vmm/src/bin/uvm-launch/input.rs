@@ -1,10 +1,12 @@
-//! Files that the measurement subcommands read.
+//! Files and values that the measurement subcommands read, and files that they write.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use attestation::x509::Certificate;
+use bytes::Bytes;
 use launch::image::{Image, ImageError, MAX_IMAGE_BYTES, Platform};
 use launch::plan::{HostData, Tee};
 use sha2::{Digest as _, Sha256};
@@ -26,7 +28,7 @@ pub struct ImageFile {
     /// How the user called it.
     pub name: String,
     /// The file.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// One image for each platform of the file.
     pub images: Vec<Image>,
 }
@@ -34,10 +36,10 @@ pub struct ImageFile {
 impl ImageFile {
     /// Reads and decodes a file.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = read(path, MAX_IMAGE_BYTES)?;
+        let bytes = Bytes::from(read(path, MAX_IMAGE_BYTES)?);
         let mut images = Vec::new();
         for platform in [Platform::Native, Platform::Snp, Platform::Tdx] {
-            match Image::decode(&bytes, platform) {
+            match Image::decode_bytes(bytes.clone(), platform) {
                 Ok(image) => images.push(image),
                 Err(ImageError::Platform { .. }) => {}
                 Err(error) => {
@@ -88,7 +90,7 @@ pub struct HostDataArguments {
     host_data: Option<HostData>,
     /// Expect the SHA-256 of this policy document's bytes as host data.
     #[arg(long, value_name = "FILE", conflicts_with = "host_data")]
-    policy: Option<std::path::PathBuf>,
+    policy: Option<PathBuf>,
 }
 
 impl HostDataArguments {
@@ -102,8 +104,53 @@ impl HostDataArguments {
     }
 }
 
+/// Reads a file of text, such as a key in PEM.
+pub fn text(path: &Path) -> Result<String> {
+    const MAX_TEXT_BYTES: u64 = 64 << 10;
+    String::from_utf8(read(path, MAX_TEXT_BYTES)?)
+        .with_context(|| format!("{}: expected text", path.display()))
+}
+
+/// Reads certificates: all of a PEM file, or one in DER.
+pub fn certificates(path: &Path) -> Result<Vec<Certificate>> {
+    const MAX_CERTIFICATES_BYTES: u64 = 256 << 10;
+    let bytes = read(path, MAX_CERTIFICATES_BYTES)?;
+    let certificates = if bytes.starts_with(b"-----") {
+        Certificate::from_pem(&bytes)
+    } else {
+        Certificate::from_der(&bytes).map(|one| vec![one])
+    };
+    certificates.with_context(|| path.display().to_string())
+}
+
+/// Writes a file whole or not at all.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    let written = fs::write(&new, bytes).and_then(|()| fs::rename(&new, path));
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Prints a value as JSON.
 pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
+}
+
+/// Exactly `N` bytes in hexadecimal.
+pub fn bytes<const N: usize>(text: &str) -> Result<[u8; N], String> {
+    let mut bytes = [0; N];
+    let decoded = hex::decode_to_slice(text, &mut bytes);
+    decoded.map_err(|_| format!("expected {} hexadecimal digits, found {}", 2 * N, text.len()))?;
+    Ok(bytes)
+}
+
+/// A number, decimal or with `0x` hexadecimal.
+pub fn number(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| format!("expected a number such as 0x30000, found {text:?}"))
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use measure::contents::{Contents, ESTIMATED_MS_PER_PAGE, Layout, Policy};
-use measure::headers::{self, Header, Headers};
+use measure::headers::{self, Header};
 use measure::registers::{Register, feature_words};
 use serde::Serialize;
 
@@ -29,7 +29,7 @@ struct Inspection {
     image: String,
     image_sha256: String,
     image_bytes: usize,
-    headers: Headers,
+    headers: Vec<Header>,
     platforms: Vec<Contents>,
 }
 
@@ -56,8 +56,7 @@ fn show(inspection: &Inspection) {
     println!("{image}: IGVM file, {image_bytes} bytes, SHA-256 {image_sha256}");
     println!("\nHeaders, in the order of the file (mask: which platforms they are for)");
     println!("   mask  count  header");
-    let all = [&headers.platforms, &headers.initialization, &headers.directives];
-    all.into_iter().flatten().for_each(show_header);
+    headers.iter().for_each(show_header);
     platforms.iter().for_each(show_platform);
 }
 

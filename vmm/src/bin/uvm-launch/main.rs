@@ -2,15 +2,19 @@
 
 mod build;
 mod diff;
+mod endorse;
 mod explain;
 mod handshake;
+mod id_block;
 mod input;
 mod inspect;
 mod launch_arguments;
 mod measure;
 mod report;
 mod run;
+mod signed_launch;
 mod state_dir;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -40,6 +44,12 @@ enum Command {
     Diff(diff::Arguments),
     /// Finds the launch that a report is of.
     Explain(explain::Arguments),
+    /// Verifies a report or quote, check by named check.
+    Verify(Box<verify::Arguments>),
+    /// Signs a statement that a launch digest is a version of an image.
+    Endorse(endorse::Arguments),
+    /// Makes and signs an ID block: what the secure processor may launch.
+    IdBlock(id_block::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +62,9 @@ fn main() -> ExitCode {
         Command::Measure(arguments) => (measure::run(&arguments), input::BAD_INPUT),
         Command::Diff(arguments) => (diff::run(&arguments), input::BAD_INPUT),
         Command::Explain(arguments) => (explain::run(&arguments), input::BAD_INPUT),
+        Command::Verify(arguments) => (verify::run(&arguments), input::BAD_INPUT),
+        Command::Endorse(arguments) => (endorse::run(&arguments), input::BAD_INPUT),
+        Command::IdBlock(arguments) => (id_block::run(&arguments), input::BAD_INPUT),
     };
     match result {
         Ok(status) => ExitCode::from(status),

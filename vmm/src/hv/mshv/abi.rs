@@ -10,6 +10,7 @@ use std::mem::{offset_of, size_of};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::hv::id_block::ID_BLOCK_BYTES;
 use crate::hv::seam::Request;
 
 /// Bytes of a page.
@@ -130,10 +131,10 @@ pub const HOST_ACCESS_RELEASE: u8 = 0;
 #[derive(Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct LaunchFinish {
-    /// The ID block.
-    pub id_block: IdBlock,
-    /// How it is signed.
-    pub id_auth: IdAuth,
+    /// The ID block; its policy is the launch's even where there is no ID block.
+    pub id_block: [u8; ID_BLOCK_BYTES],
+    /// How it is signed: the ID authentication information without the reserved bytes at its end.
+    pub id_auth: [u8; 3204],
     /// `HOST_DATA`.
     pub host_data: [u8; 32],
     /// Whether the ID block is to be checked.
@@ -142,79 +143,8 @@ pub struct LaunchFinish {
     pub author_key_enabled: u8,
 }
 const _: () = assert!(size_of::<LaunchFinish>() == 3334 && offset_of!(LaunchFinish, host_data) == 3300);
-
-/// SEV-SNP ID block (AMD SEV-SNP firmware ABI specification, `SNP_LAUNCH_FINISH`).
-#[derive(Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub struct IdBlock {
-    /// Expected launch digest.
-    pub launch_digest: [u8; 48],
-    /// Family of the guest.
-    pub family_id: [u8; 16],
-    /// Image of the guest.
-    pub image_id: [u8; 16],
-    /// Version of this format.
-    pub version: U32,
-    /// Security version of the guest.
-    pub guest_svn: U32,
-    /// Guest policy.
-    pub policy: U64,
-}
-const _: () = assert!(size_of::<IdBlock>() == 96 && offset_of!(IdBlock, policy) == 88);
-
-/// SEV-SNP ID authentication information (same place), without the reserved bytes at its end.
-#[derive(Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub struct IdAuth {
-    /// Algorithm of the ID key.
-    pub id_key_algorithm: U32,
-    /// Algorithm of the author key.
-    pub author_key_algorithm: U32,
-    /// Zero.
-    pub reserved: [u8; 56],
-    /// Signature of the ID block.
-    pub id_block_signature: Signature,
-    /// The key that made it.
-    pub id_key: PublicKey,
-    /// Zero.
-    pub reserved_keys: [u8; 60],
-    /// Signature of the ID key.
-    pub id_key_signature: Signature,
-    /// The key that made that.
-    pub author_key: PublicKey,
-}
-const _: () = assert!(size_of::<IdAuth>() == 3204);
-const _: () = assert!(offset_of!(IdAuth, id_block_signature) == 0x40 && offset_of!(IdAuth, id_key) == 0x240);
-const _: () =
-    assert!(offset_of!(IdAuth, id_key_signature) == 0x680 && offset_of!(IdAuth, author_key) == 0x880);
-
-/// ECDSA signature, little-endian.
-#[derive(Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub struct Signature {
-    /// R.
-    pub r: [u8; 72],
-    /// S.
-    pub s: [u8; 72],
-    /// Zero.
-    pub reserved: [u8; 368],
-}
-const _: () = assert!(size_of::<Signature>() == 512);
-
-/// ECDSA public key, little-endian.
-#[derive(Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub struct PublicKey {
-    /// Curve.
-    pub curve: U32,
-    /// X.
-    pub x: [u8; 72],
-    /// Y.
-    pub y: [u8; 72],
-    /// Zero.
-    pub reserved: [u8; 880],
-}
-const _: () = assert!(size_of::<PublicKey>() == 1028);
+/// Where an ID block has the guest policy.
+pub const ID_BLOCK_POLICY: usize = 88;
 
 /// Argument of [`ISSUE_PSP_GUEST_REQUEST`] (addresses) and [`SEV_SNP_AP_CREATE`] (index and address).
 #[derive(Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

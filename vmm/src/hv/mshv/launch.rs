@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use ::launch::image::Start;
 use ::launch::snp::PageType;
-use igvm::IgvmDirectiveHeader;
 use zerocopy::IntoBytes as _;
 
 use super::partition::{Partition, page_list};
 use super::{abi, cpuid};
+use crate::hv::id_block::IdBlock;
 use crate::hv::{HvError, Launch, Run, Vcpu};
 
 /// How far a machine's one launch is. A launch that failed is never tried again.
@@ -23,22 +23,26 @@ impl Stage {
     /// Begins the launch.
     pub fn start(&self) -> Result<(), HvError> {
         let started = self.0.compare_exchange(NEW, STARTED, Ordering::SeqCst, Ordering::SeqCst);
-        started.map(drop).map_err(|stage| HvError::Refused {
-            what: "launch on MSHV",
-            expected: "a machine that was never launched".into(),
-            found: if stage == LAUNCHED { "one that runs" } else { "one whose launch failed" }.into(),
-        })
+        started.map(drop).map_err(too_late)
+    }
+
+    /// Refuses what is possible only before the launch.
+    pub fn expect_new(&self) -> Result<(), HvError> {
+        match self.0.load(Ordering::SeqCst) {
+            NEW => Ok(()),
+            stage => Err(too_late(stage)),
+        }
     }
 
     /// The launch is done.
     pub fn finish(&self) {
         self.0.store(LAUNCHED, Ordering::SeqCst);
     }
+}
 
-    /// Whether it is done.
-    pub fn is_launched(&self) -> bool {
-        self.0.load(Ordering::SeqCst) == LAUNCHED
-    }
+fn too_late(stage: u8) -> HvError {
+    let found = if stage == LAUNCHED { "one that runs" } else { "one whose launch failed" };
+    refused("machine on MSHV", "one that was never launched", found)
 }
 
 /// Launches: see the module above for the order and its reasons.
@@ -150,45 +154,14 @@ const fn isolated_page_type(page_type: PageType) -> u8 {
 fn launch_finish(launch: &Launch<'_>, guest_policy: u64) -> Result<abi::LaunchFinish, HvError> {
     let mut finish: abi::LaunchFinish = abi::zeroed();
     finish.host_data = launch.host_data.0;
-    finish.id_block.policy = guest_policy.into();
-    let Some(directive) = launch.image.id_block.as_deref() else { return Ok(finish) };
-    let IgvmDirectiveHeader::SnpIdBlock {
-        author_key_enabled,
-        ld,
-        family_id,
-        image_id,
-        version,
-        guest_svn,
-        id_key_algorithm,
-        author_key_algorithm,
-        id_key_signature,
-        id_public_key,
-        author_key_signature,
-        author_public_key,
-        ..
-    } = directive
-    else {
-        return Err(refused("ID block of the image", "an ID block", "another directive"));
-    };
-    finish.id_block.launch_digest = *ld;
-    finish.id_block.family_id = *family_id;
-    finish.id_block.image_id = *image_id;
-    finish.id_block.version = (*version).into();
-    finish.id_block.guest_svn = (*guest_svn).into();
-    let auth = &mut finish.id_auth;
-    auth.id_key_algorithm = (*id_key_algorithm).into();
-    auth.author_key_algorithm = (*author_key_algorithm).into();
-    (auth.id_block_signature.r, auth.id_block_signature.s) =
-        (id_key_signature.r_comp, id_key_signature.s_comp);
-    auth.id_key.curve = id_public_key.curve.into();
-    (auth.id_key.x, auth.id_key.y) = (id_public_key.qx, id_public_key.qy);
-    finish.id_block_enabled = 1;
-    if *author_key_enabled != 0 {
-        (auth.id_key_signature.r, auth.id_key_signature.s) =
-            (author_key_signature.r_comp, author_key_signature.s_comp);
-        auth.author_key.curve = author_public_key.curve.into();
-        (auth.author_key.x, auth.author_key.y) = (author_public_key.qx, author_public_key.qy);
-        finish.author_key_enabled = 1;
+    finish.id_block[abi::ID_BLOCK_POLICY..].copy_from_slice(&guest_policy.to_le_bytes());
+    if let Some(directive) = launch.image.id_block.as_deref() {
+        let IdBlock { block, auth, author_key } = IdBlock::new(directive, guest_policy)?;
+        finish.id_block = block;
+        let bytes = finish.id_auth.len();
+        finish.id_auth.copy_from_slice(&auth[..bytes]);
+        finish.id_block_enabled = 1;
+        finish.author_key_enabled = u8::from(author_key);
     }
     Ok(finish)
 }

@@ -40,11 +40,11 @@ pub trait Part: std::fmt::Debug + Send {
     /// What the kernel would say.
     fn answer(&mut self, on: &str, request: Request, argument: Argument<'_, '_>) -> io::Result<u64>;
 
-    /// Runs a virtual CPU: fills its page.
+    /// Runs the virtual CPU that `on` made: fills its page.
     ///
     /// # Errors
     /// What the kernel would say.
-    fn run(&mut self, page: &mut RunPage) -> io::Result<()>;
+    fn run(&mut self, on: &str, page: &mut RunPage) -> io::Result<()>;
 }
 
 /// The recording kernel.
@@ -153,8 +153,9 @@ impl<P: Part> Kernel for Recorder<P> {
     }
 
     fn run(&self, vcpu: BorrowedFd<'_>, request: Request, page: &mut RunPage) -> io::Result<()> {
-        self.record(entry(&self.maker(vcpu)?, request, &Argument::Value(0)))?;
-        self.part.lock().unwrap().run(page)
+        let on = self.maker(vcpu)?;
+        self.record(entry(&on, request, &Argument::Value(0)))?;
+        self.part.lock().unwrap().run(&on, page)
     }
 
     fn discard(&self, memory: &MmapRegion, offset: usize, length: usize) -> io::Result<()> {

@@ -14,7 +14,7 @@ use evidence::policy::GuestPolicy;
 use launch::plan::{HostData, Tee};
 
 use super::floor::Floor;
-use crate::input::{HostDataArguments, ImageFile, read};
+use crate::input::{HostDataArguments, ImageFile, bytes, number, read};
 use crate::launch_arguments::{Loader, MeasuredTee, Vcpus, check_limit, tee_of};
 
 /// What may be left unchecked, by name.
@@ -188,7 +188,8 @@ impl Arguments {
                 Source::Waived
             }
         };
-        let report_data = self.report_data.or(self.nonce.as_ref().map(|Nonce(nonce)| evidence::report_data(nonce)));
+        let report_data =
+            self.report_data.or(self.nonce.as_ref().map(|Nonce(nonce)| evidence::report_data(nonce)));
         Ok(Demands {
             now,
             measurements,
@@ -283,7 +284,12 @@ impl Arguments {
 
 impl Demands {
     /// The demands on an SEV-SNP report.
-    pub fn snp(&self, allow_sim: bool, lists: Vec<RevocationList>, measurements: &Source) -> snp::Expectations {
+    pub fn snp(
+        &self,
+        allow_sim: bool,
+        lists: Vec<RevocationList>,
+        measurements: &Source,
+    ) -> snp::Expectations {
         snp::Expectations {
             now: self.now,
             allow_sim,
@@ -327,25 +333,12 @@ fn optional<T>(value: Option<T>) -> Expect<T> {
     value.map_or(Expect::Waived, Expect::Is)
 }
 
-/// Exactly `N` bytes in hexadecimal.
-pub fn bytes<const N: usize>(text: &str) -> Result<[u8; N], String> {
-    let mut bytes = [0; N];
-    let decoded = hex::decode_to_slice(text, &mut bytes);
-    decoded.map_err(|_| format!("expected {} hexadecimal digits, found {}", 2 * N, text.len()))?;
-    Ok(bytes)
-}
-
 fn nonce(text: &str) -> Result<Nonce, String> {
     let bytes = hex::decode(text).map_err(|_| "expected hexadecimal digits".to_owned())?;
     let most = evidence::NONCE_MAX;
-    if bytes.len() > most { Err(format!("expected at most {most} bytes, found {}", bytes.len())) } else { Ok(Nonce(bytes)) }
-}
-
-/// A number, decimal or with `0x` hexadecimal.
-pub fn number(text: &str) -> Result<u64, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|_| format!("expected a number such as 0x30000, found {text:?}"))
+    if bytes.len() > most {
+        Err(format!("expected at most {most} bytes, found {}", bytes.len()))
+    } else {
+        Ok(Nonce(bytes))
+    }
 }

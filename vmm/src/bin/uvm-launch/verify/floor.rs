@@ -23,12 +23,16 @@ impl FromStr for Floor {
             .split(',')
             .map(|part| {
                 let (name, number) = part.split_once('=').ok_or_else(error)?;
-                Ok((name, number.parse().map_err(|_| format!("{name}: expected 0 to 255, found {number:?}"))?))
+                Ok((
+                    name,
+                    number.parse().map_err(|_| format!("{name}: expected 0 to 255, found {number:?}"))?,
+                ))
             })
             .collect::<Result<_, String>>()?;
         let mut take = |name: &str| {
             let at = parts.iter().position(|(other, _)| *other == name);
-            at.map(|at| parts.swap_remove(at).1).ok_or_else(|| format!("{name}: expected in {form}, found none"))
+            at.map(|at| parts.swap_remove(at).1)
+                .ok_or_else(|| format!("{name}: expected in {form}, found none"))
         };
         let tcb = Tcb {
             fmc: if product == Product::Turin { Some(take("fmc")?) } else { None },

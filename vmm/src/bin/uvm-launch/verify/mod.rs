@@ -7,13 +7,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use attestation::snp::{self, Certificates};
-use attestation::x509::{Certificate, RevocationList};
+use attestation::x509::RevocationList;
 use attestation::{Verdict, endorsement, tdx};
 use evidence::report::Report;
 use measure::bundle::{Bundle, MAX_BUNDLE_BYTES};
 
 use crate::input::{EXIT_STATUS, NO, YES, print_json, read};
-use demands::{Demands, Source};
+use demands::Demands;
 
 /// Arguments of `verify`.
 #[derive(Debug, clap::Args)]
@@ -57,7 +57,8 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         .with_context(|| arguments.report.display().to_string())?;
     let demands = arguments.demands.resolve(arguments.now()?)?;
     let is_report = bundle.report.len() == Report::BYTES;
-    let verdict = if is_report { snp(arguments, &bundle, &demands)? } else { tdx(arguments, &bundle, &demands)? };
+    let verdict =
+        if is_report { snp(arguments, &bundle, &demands)? } else { tdx(arguments, &bundle, &demands)? };
     let accepted = verdict.accepted();
     if arguments.json {
         print_json(&Answer { accepted, verdict })?;
@@ -69,7 +70,8 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
 
 impl Arguments {
     fn now(&self) -> Result<u64> {
-        let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map(|now| now.as_secs());
+        let now =
+            || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map(|now| now.as_secs());
         self.time.map_or_else(|| now().context("this machine's clock is before 1970"), Ok)
     }
 }
@@ -81,7 +83,7 @@ fn snp(arguments: &Arguments, bundle: &Bundle, demands: &Demands) -> Result<Verd
         Certificates::from_table(&bundle.certificates).context("the bundle's certificates")?
     };
     for path in &arguments.certificate {
-        for certificate in certificates_in(path)? {
+        for certificate in crate::input::certificates(path)? {
             certificates.add(certificate).with_context(|| path.display().to_string())?;
         }
     }
@@ -104,21 +106,15 @@ fn snp(arguments: &Arguments, bundle: &Bundle, demands: &Demands) -> Result<Verd
 
 fn tdx(arguments: &Arguments, bundle: &Bundle, demands: &Demands) -> Result<Verdict> {
     let path = arguments.collateral.as_ref();
-    let path = path.context("evidence that is no SEV-SNP report of 1184 bytes: a TDX quote needs --collateral")?;
+    let path =
+        path.context("evidence that is no SEV-SNP report of 1184 bytes: a TDX quote needs --collateral")?;
     let json = read(path, u64::try_from(tdx::COLLATERAL_MAX)?)?;
     let collateral = tdx::Collateral::from_json(&json).with_context(|| path.display().to_string())?;
-    anyhow::ensure!(demands.endorsement.is_none(), "--endorsement: expected an SEV-SNP report, found a quote");
+    anyhow::ensure!(
+        demands.endorsement.is_none(),
+        "--endorsement: expected an SEV-SNP report, found a quote"
+    );
     Ok(tdx::verify(&bundle.report, &collateral, &demands.tdx()))
-}
-
-/// The certificates of a file: PEM, or one in DER.
-pub fn certificates_in(path: &PathBuf) -> Result<Vec<Certificate>> {
-    const MAX_BYTES: u64 = 256 << 10;
-    let bytes = read(path, MAX_BYTES)?;
-    let pem = bytes.starts_with(b"-----");
-    let certificates =
-        if pem { Certificate::from_pem(&bytes) } else { Certificate::from_der(&bytes).map(|one| vec![one]) };
-    certificates.with_context(|| path.display().to_string())
 }
 
 fn revocation_list(path: &PathBuf) -> Result<RevocationList> {

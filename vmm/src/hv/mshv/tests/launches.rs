@@ -1,10 +1,9 @@
 //! The launch, call by call.
 
 use ::launch::snp;
-use igvm::IgvmDirectiveHeader;
-use igvm_defs::{IGVM_VHS_SNP_ID_BLOCK_PUBLIC_KEY, IGVM_VHS_SNP_ID_BLOCK_SIGNATURE};
 
 use super::*;
+use crate::hv::id_block::{self, IdBlock};
 use crate::hv::seam::recorder::Entry;
 
 fn recorder() -> Arc<Recorder<Hypervisor>> {
@@ -60,7 +59,6 @@ MSHV_CREATE_VP: mmap
 MSHV_CREATE_PARTITION: MSHV_ROOT_HVCALL cpuid
 MSHV_CREATE_PARTITION: MSHV_ROOT_HVCALL set 0x5000c = 0x3
 MSHV_CREATE_PARTITION: MSHV_SET_GUEST_MEMORY 0x100 3
-MSHV_CREATE_PARTITION: MSHV_SET_GUEST_MEMORY 0xc0000 3
 MSHV_CREATE_PARTITION: MSHV_IMPORT_ISOLATED_PAGES 0 [100, 101, 102]
 MSHV_CREATE_PARTITION: MSHV_IMPORT_ISOLATED_PAGES 0 [142]
 MSHV_CREATE_PARTITION: MSHV_IMPORT_ISOLATED_PAGES 3 [144]
@@ -134,52 +132,25 @@ fn the_cpuid_page_is_filled_before_the_host_loses_it() {
     let _vm = launch(&kernel, &image()).unwrap();
     let part = kernel.part();
     let page = abi::CpuidPage::ref_from_bytes(&part.pages[&0x145]).unwrap();
-    assert_eq!(page.count.get(), 30);
-    assert!(page.entries[..30].iter().all(|entry| entry.values[0] == entry.eax_in));
+    assert_eq!(page.count.get(), 2);
+    assert!(page.entries[..2].iter().all(|entry| entry.values[0] == entry.eax_in));
     assert_eq!(part.pages[&0x102], vec![3; 4096]);
 }
 
 #[test]
 fn an_id_block_is_passed_on() {
-    let signature =
-        |fill| Box::new(IGVM_VHS_SNP_ID_BLOCK_SIGNATURE { r_comp: [fill; 72], s_comp: [fill + 1; 72] });
-    let key = |fill| {
-        let (qx, qy) = ([fill; 72], [fill + 1; 72]);
-        Box::new(IGVM_VHS_SNP_ID_BLOCK_PUBLIC_KEY { curve: 2, reserved: 0, qx, qy })
-    };
-    for author in [0, 1] {
+    for author in [false, true] {
         let mut image = image();
-        image.id_block = Some(Box::new(IgvmDirectiveHeader::SnpIdBlock {
-            compatibility_mask: 2,
-            author_key_enabled: author,
-            reserved: [0; 3],
-            ld: [0x11; 48],
-            family_id: [0x12; 16],
-            image_id: [0x13; 16],
-            version: 1,
-            guest_svn: 9,
-            id_key_algorithm: 1,
-            author_key_algorithm: 1,
-            id_key_signature: signature(0x21),
-            id_public_key: key(0x23),
-            author_key_signature: signature(0x25),
-            author_public_key: key(0x27),
-        }));
+        let directive = id_block::tests::directive(author);
+        let expected = IdBlock::new(&directive, POLICY).unwrap();
+        image.id_block = Some(Box::new(directive));
         let kernel = recorder();
         let _vm = launch(&kernel, &image).unwrap();
         let finish = entry(&kernel.log(), "MSHV_COMPLETE_ISOLATED_IMPORT").argument;
-        let at = |offset: usize, length: usize| &finish[offset..offset + length];
-        assert_eq!((at(0, 48), at(48, 16), at(64, 16)), (&[0x11; 48][..], &[0x12; 16][..], &[0x13; 16][..]));
-        assert_eq!(
-            (at(80, 4), at(84, 4), at(88, 8)),
-            (&[1, 0, 0, 0][..], &[9, 0, 0, 0][..], &POLICY.to_le_bytes()[..])
-        );
-        let auth = 96;
-        assert_eq!((at(auth + 0x40, 72), at(auth + 0x88, 72)), (&[0x21; 72][..], &[0x22; 72][..]));
-        assert_eq!((at(auth + 0x240, 4), at(auth + 0x244, 72)), (&[2, 0, 0, 0][..], &[0x23; 72][..]));
-        assert_eq!(at(auth + 0x880, 4), [if author == 1 { 2 } else { 0 }, 0, 0, 0]);
-        assert_eq!(at(auth + 0x680, 72), [if author == 1 { 0x25 } else { 0 }; 72]);
-        assert_eq!(at(3332, 2), [1, author]);
+        assert_eq!(finish[..96], expected.block);
+        assert_eq!(finish[96..3300], expected.auth[..3204]);
+        assert!(expected.auth[3204..].iter().all(|byte| *byte == 0), "nothing is cut off");
+        assert_eq!(finish[3300..], [&HOST_DATA.0[..], &[1, u8::from(author)]].concat());
     }
 }
 
@@ -254,16 +225,27 @@ fn what_cannot_be_launched_is_refused_before_anything_is_irrevocable() {
 fn memory_is_taken_back_as_it_was_given() {
     let kernel = recorder();
     let vm = launch(&kernel, &image()).unwrap();
-    vm.unmap(1).unwrap();
-    vm.unmap(1).unwrap();
-    let late = vm.map(WINDOW_GPA, Arc::new(MmapRegion::new(0x1000).unwrap())).unwrap();
-    vm.unmap(late).unwrap();
+    vm.unmap(0).unwrap();
+    vm.unmap(0).unwrap();
     let log = kernel.log();
-    let regions = log.iter().filter(|entry| entry.name == "MSHV_SET_GUEST_MEMORY").map(line);
-    let expected = ["0x100 3", "0xc0000 3", "0xc0000 4", "0xc0000 3", "0xc0000 4"];
-    let expected = expected.map(|rest| format!("MSHV_CREATE_PARTITION: MSHV_SET_GUEST_MEMORY {rest}"));
-    assert_eq!(regions.collect::<Vec<_>>(), expected);
-    assert!(vm.map_private(RAM_GPA, Arc::new(MmapRegion::new(0x1000).unwrap())).is_err());
+    let regions: Vec<_> = log.iter().filter(|entry| entry.name == "MSHV_SET_GUEST_MEMORY").collect();
+    let [given, taken] = &regions[..] else { panic!("expected two calls, found {}", regions.len()) };
+    assert_eq!((given.argument[24], taken.argument[24]), (3, 4));
+    assert_eq!((&given.argument[..24], &given.nested), (&taken.argument[..24], &taken.nested));
+}
+
+#[test]
+fn memory_that_cannot_be_given_is_refused() {
+    let kernel = recorder();
+    let region = || Arc::new(MmapRegion::new(0x1000).unwrap());
+    let vm = MshvVm::create(Arc::clone(&kernel) as _, 1, POLICY).unwrap();
+    vm.map_private(RAM_GPA, region()).unwrap();
+    assert!(vm.map_private(RAM_GPA, region()).unwrap_err().to_string().contains("overlap no others"));
+    let shared = vm.map(WINDOW_GPA, region()).unwrap_err().to_string();
+    assert!(shared.contains("layout `measured`"), "{shared}");
+    let running = launch(&recorder(), &image()).unwrap();
+    let late = running.map_private(0x40_0000, region()).unwrap_err().to_string();
+    assert!(late.contains("never launched, found one that runs"), "{late}");
 }
 
 #[test]

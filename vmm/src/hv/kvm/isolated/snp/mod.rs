@@ -6,7 +6,6 @@
 
 mod abi;
 mod cpuid_page;
-pub(super) mod id_block;
 
 use std::ffi::CStr;
 use std::io;
@@ -24,10 +23,9 @@ use super::abi::{GET_SREGS, SET_REGS, SET_SREGS, memory_encrypt_op};
 use super::machine::{Machine, MachineType};
 use super::pages::Pages;
 use super::words;
+use crate::hv::id_block::IdBlock;
 use crate::hv::seam::{Argument, Nested};
 use crate::hv::{HvError, Launch, Run, Vcpu};
-
-use id_block::IdBlock;
 
 /// The type of machine.
 pub const MACHINE_TYPE: MachineType =

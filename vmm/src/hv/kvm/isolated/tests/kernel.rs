@@ -306,7 +306,7 @@ impl Part for Played {
         }
     }
 
-    fn run(&mut self, page: &mut RunPage) -> io::Result<()> {
+    fn run(&mut self, _on: &str, page: &mut RunPage) -> io::Result<()> {
         assert!(self.finished, "KVM_RUN before the launch is finished");
         let mut seen = vec![0; page.bytes()];
         page.read(0, &mut seen)?;

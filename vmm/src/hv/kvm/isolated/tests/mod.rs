@@ -51,7 +51,7 @@ fn long_mode() -> SevVmsa {
 
 fn page(gpa: u64, kind: PageKind, fill: u8) -> Page {
     let data = if fill == 0 { Vec::new() } else { vec![fill; 4096] };
-    Page { gpa, kind, data }
+    Page { gpa, kind, data: data.into() }
 }
 
 /// Six runs of private pages: three of measured pages that touch each other, and four of one page each.

@@ -3,6 +3,7 @@
 use launch::snp::{PageType, digests};
 
 use super::*;
+use crate::hv::id_block;
 
 fn refused(kernel: &Recording, image: &Image) -> String {
     launch(kernel, image, 1).err().expect("a refusal").to_string()
@@ -282,7 +283,7 @@ fn another_encryption_bit_than_the_images_is_refused() {
 #[test]
 fn an_id_block_is_handed_over_with_the_policy() {
     let mut image = image(Platform::Snp);
-    image.id_block = Some(Box::new(super::super::snp::id_block::tests::directive(true)));
+    image.id_block = Some(Box::new(id_block::tests::directive(true)));
     let kernel = recorder(Platform::Snp);
     launch(&kernel, &image, 1).unwrap();
     let log = kernel.log();

@@ -4,7 +4,7 @@
 use igvm::IgvmDirectiveHeader;
 use igvm_defs::{IGVM_VHS_SNP_ID_BLOCK_PUBLIC_KEY, IGVM_VHS_SNP_ID_BLOCK_SIGNATURE};
 
-use crate::hv::HvError;
+use super::HvError;
 
 /// Bytes of an ID block.
 pub const ID_BLOCK_BYTES: usize = 96;
@@ -92,7 +92,7 @@ fn put_key(auth: &mut [u8], offset: usize, key: &IGVM_VHS_SNP_ID_BLOCK_PUBLIC_KE
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// An ID block of recognisable bytes.
