@@ -10,7 +10,7 @@ use super::launches::STATUS_STUB_REFUSED;
 use crate::case::{Bed, Case};
 use crate::command::{Outcome, run};
 use crate::ctr::{self, Detached, import_busybox};
-use crate::tampering::with_parameters;
+use crate::tampering::{Pages, with_parameters};
 
 pub const CASES: &[Case] = &[
     Case { name: "attestation::report_is_what_was_predicted", run: report },
@@ -156,12 +156,12 @@ fn changed_kernel(bed: &Bed) -> Result<()> {
 /// A host that fills the parameter page as it likes. The page is not measured, so the digest stays what it was:
 /// it is the guest that has to refuse.
 fn hostile_parameters(bed: &Bed) -> Result<()> {
-    const ALL: (u64, u64) = (0, 0x1_0000);
+    const ALL: Pages = (0, 0x1_0000);
     let (folder, good) = (tempfile::tempdir()?, fs::read(sim_image(bed))?);
     let path = folder.path().join("hostile.igvm");
     let digest = predicted(bed, &sim_image(bed), "1")?;
     let endless = vec![(0, 1); 10_000];
-    let cases: [(&str, u32, &[(u64, u64)], &str); 9] = [
+    let cases: [(&str, u32, &[Pages], &str); 9] = [
         ("no processors", 0, &[ALL], "vCPU count: expected 1 to 64, found 0"),
         ("5,000 processors", 5000, &[ALL], "vCPU count: expected 1 to 64, found 5000"),
         ("no memory", 1, &[], "memory map: expected RAM, found none"),
