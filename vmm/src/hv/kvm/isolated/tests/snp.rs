@@ -23,8 +23,9 @@ fn the_processor_measures_what_the_image_promises() {
         let kernel = recorder(Platform::Snp);
         let launched = launch(&kernel, &image, vcpus).unwrap();
         assert_eq!(launched.vcpus.len(), vcpus as usize);
-        assert_eq!(kernel.part().digest(), promised[vcpus as usize - 1].0, "{vcpus} virtual CPUs");
-        assert_eq!((&kernel.part().host_data[..], kernel.part().policy), (&HOST_DATA.0[..], Some(POLICY)));
+        let played = kernel.part();
+        assert_eq!(played.digest(), promised[vcpus as usize - 1].0, "{vcpus} virtual CPUs");
+        assert_eq!((&played.host_data[..], played.policy), (&HOST_DATA.0[..], Some(POLICY)));
     }
 }
 
