@@ -99,9 +99,9 @@ impl<'a> Placement<'a> {
     pub fn write_private(&self) -> Result<(), LoadError> {
         let private = self.image.pages.iter().filter(|page| page.kind != PageKind::Shared);
         // Fresh memory is zero: a page without data is there already.
-        private
-            .into_iter()
-            .try_for_each(|page| write(self.private, page, self.filled.get(&page.gpa).map_or(&*page.data, Vec::as_slice)))
+        private.into_iter().try_for_each(|page| {
+            write(self.private, page, self.filled.get(&page.gpa).map_or(&*page.data, Vec::as_slice))
+        })
     }
 
     /// The private pages in the order in which `backend` imports them, neighbours of one kind together.
