@@ -100,10 +100,9 @@ fn told(header: &Raw) -> Header {
             "parameter area",
             format!("area {}, {:#x} bytes", area.parameter_area_index, area.number_of_bytes),
         ),
-        Raw::Parameter(kind, at) => (
-            parameter(*kind),
-            format!("area {} at byte {:#x}", at.parameter_area_index, at.byte_offset),
-        ),
+        Raw::Parameter(kind, at) => {
+            (parameter(*kind), format!("area {} at byte {:#x}", at.parameter_area_index, at.byte_offset))
+        }
         Raw::ParameterInsert(insert) => {
             ("parameter insert", format!("area {} at {:#x}", insert.parameter_area_index, insert.gpa))
         }

@@ -87,7 +87,7 @@ pub fn save_area(vmsa: &SevVmsa) -> Vec<Register> {
 
 /// What is left of a save area when every named register is cleared.
 fn unnamed(vmsa: &SevVmsa) -> Vec<Register> {
-    let mut rest = vmsa.clone();
+    let mut rest = *vmsa;
     let none = SevSelector { selector: 0, attrib: 0, limit: 0, base: 0 };
     for segment in [&mut rest.es, &mut rest.cs, &mut rest.ss, &mut rest.ds, &mut rest.fs, &mut rest.gs] {
         *segment = none;

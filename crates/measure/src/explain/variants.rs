@@ -45,8 +45,7 @@ pub fn search(image: &Image, wanted: LaunchDigest, most_vcpus: u32, policy: u64)
     }
     let changed = with_policy(image, policy)?;
     let pages = chain(&changed, Backend::Kvm);
-    let areas =
-        SaveAreas { first: (**first).clone(), other: vmsa::reset(vmsa::RESET_RDX), cause: String::new() };
+    let areas = SaveAreas { first: **first, other: vmsa::reset(vmsa::RESET_RDX), cause: String::new() };
     let vcpus = among(&pages, &areas, wanted, most_vcpus)?;
     Some((vcpus, format!("the image is built for guest policy {policy:#x}, and is otherwise this one")))
 }
@@ -66,14 +65,14 @@ fn chain(image: &Image, backend: Backend) -> Chain {
 
 fn save_areas(first: &SevVmsa) -> Vec<SaveAreas> {
     let reset = vmsa::reset(vmsa::RESET_RDX);
-    let plain = SaveAreas { first: first.clone(), other: reset.clone(), cause: String::new() };
+    let plain = SaveAreas { first: *first, other: reset, cause: String::new() };
     let models = cpu::all().map(|model| SaveAreas {
-        first: first.clone(),
+        first: *first,
         other: vmsa::reset(model.signature.into()),
         cause: format!("another monitor, which leaves RDX at reset, on a processor {}", model.name),
     });
     let features = FEATURES.into_iter().map(|(bits, cause)| {
-        let with = |area: &SevVmsa| SevVmsa { sev_features: with_bits(area, bits), ..area.clone() };
+        let with = |area: &SevVmsa| SevVmsa { sev_features: with_bits(area, bits), ..*area };
         SaveAreas { first: with(first), other: with(&reset), cause: cause.into() }
     });
     std::iter::once(plain).chain(models).chain(features).collect()
