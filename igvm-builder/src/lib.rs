@@ -8,6 +8,7 @@ mod bzimage;
 mod context;
 mod cpuid;
 mod dsdt;
+pub mod id_block;
 mod page_tables;
 mod pieces;
 pub mod recipe;
@@ -103,6 +104,14 @@ pub enum BuildError {
         max: usize,
         /// Pages of this image.
         found: usize,
+    },
+    /// An ID block that is not for this image.
+    #[error("ID block: expected {expected}, found {found}")]
+    IdBlock {
+        /// The rule.
+        expected: &'static str,
+        /// What there is.
+        found: String,
     },
     /// The IGVM library refused what was built.
     #[error("IGVM file: {0}")]

@@ -5,13 +5,15 @@ use boot_abi::{PARAMS_GPA, PARAMS_MEMORY_MAP, PARAMS_VP_COUNT};
 use igvm::{IgvmDirectiveHeader, IgvmFile, IgvmRevision};
 use igvm_defs::{IgvmPageDataFlags, IgvmPageDataType};
 
-/// The image with a parameter page of the host's choice: this number of processors, this memory map as pairs of
-/// first page and number of pages. As many entries are written as the page holds; where there is room, an entry
+/// A run of RAM as a memory map has it: first page, number of pages.
+pub type Pages = (u64, u64);
+
+/// The image with a parameter page of the host's choice: this number of processors, this memory map. As many entries are written as the page holds; where there is room, an entry
 /// of zeros ends them.
 ///
 /// # Errors
 /// When the image is none, or has no parameter page.
-pub fn with_parameters(image: &[u8], vcpus: u32, map: &[(u64, u64)]) -> Result<Vec<u8>> {
+pub fn with_parameters(image: &[u8], vcpus: u32, map: &[Pages]) -> Result<Vec<u8>> {
     let mut page = vec![0; 4096];
     page[PARAMS_VP_COUNT..PARAMS_VP_COUNT + 4].copy_from_slice(&vcpus.to_le_bytes());
     for (slot, (first, pages)) in page[PARAMS_MEMORY_MAP..].chunks_exact_mut(24).zip(map) {

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use indicatif::ProgressBar;
 use launch::timeline::{Reached, table};
 use serde::Deserialize;
@@ -29,11 +31,34 @@ pub struct Arguments {
     command: Vec<String>,
 }
 
+/// A policy for the demo's pod: what matters here is that its digest is bound to the launch.
+const POLICY: &str = "package agent_policy\n\ndefault allow := true\n";
+/// What makes the demo's report fresh.
+const NONCE: &str = "64656d6f";
+
 /// The part of the measurement sidecar that is shown.
 #[derive(Deserialize)]
 struct Sidecar {
-    launch_digest: String,
+    platforms: Vec<Platform>,
+}
+
+#[derive(Deserialize)]
+struct Platform {
+    cost: Cost,
+}
+
+#[derive(Deserialize)]
+struct Cost {
     measured_pages: u32,
+    unmeasured_pages: u32,
+    shared_pages: u32,
+}
+
+/// What the shim keeps of a machine's measurement.
+#[derive(Deserialize)]
+struct Measurement {
+    digest: String,
+    host_data: String,
 }
 
 /// Builds, boots the node, and shows the demo; the exit code is that of the user's own command.
@@ -74,8 +99,12 @@ fn own_image(node: &mut Node, reference: &str, command: &[String]) -> Result<u8>
 
 fn redis(node: &mut Node, reference: &str, product: &Path) -> Result<()> {
     section("a pod in a utility VM");
-    succeed(node, &["ctr", "run", "--detach", "--runtime", RUNTIME, reference, CONTAINER])?;
-    println!("{reference} runs as container {CONTAINER:?} of runtime {RUNTIME}");
+    let config = product.join("uvm-sim.toml").display().to_string();
+    let annotation = format!("io.katacontainers.config.agent.policy={}", BASE64_STANDARD.encode(POLICY));
+    let flags = ["--runtime-config-path", &config, "--annotation", &annotation];
+    let run = ["ctr", "run", "--detach", "--runtime", RUNTIME];
+    succeed(node, &[&run[..], &flags, &[reference, CONTAINER]].concat())?;
+    println!("{reference} runs as container {CONTAINER:?} of runtime {RUNTIME}, under the simulated TEE");
 
     section("redis-cli in the pod");
     wait_for_redis(node)?;
@@ -89,10 +118,21 @@ fn redis(node: &mut Node, reference: &str, product: &Path) -> Result<()> {
     println!("guest    {}", guest_kernel(node)?);
 
     section("what was launched");
-    let sidecar = fs::read(product.join("uvm.json")).context("the measurement sidecar")?;
+    let sidecar = fs::read(product.join("uvm-sim.json")).context("the measurement sidecar")?;
     let sidecar: Sidecar = serde_json::from_slice(&sidecar)?;
-    println!("launch digest   {}", sidecar.launch_digest);
-    println!("measured pages  {}", sidecar.measured_pages);
+    let measurement = format!("/run/uvm/default/{CONTAINER}/measurement.json");
+    let measurement: Measurement = serde_json::from_str(&succeed(node, &["cat", &measurement])?)?;
+    println!("launch digest   {}", measurement.digest);
+    println!("host data       {} (SHA-256 of the pod's policy)", measurement.host_data);
+    for Platform { cost } in &sidecar.platforms {
+        let Cost { measured_pages, unmeasured_pages, shared_pages } = cost;
+        println!(
+            "pages           {measured_pages} measured, {unmeasured_pages} private, {shared_pages} shared"
+        );
+    }
+
+    section("what its report proves");
+    attest(node, product)?;
 
     section("boot timeline");
     let timeline = format!("/run/uvm/default/{CONTAINER}/timeline.json");
@@ -107,6 +147,19 @@ fn redis(node: &mut Node, reference: &str, product: &Path) -> Result<()> {
     succeed(node, &["ctr", "task", "kill", "--signal", "KILL", CONTAINER])?;
     wait_for_end(node)?;
     succeed(node, &["ctr", "container", "delete", CONTAINER])?;
+    Ok(())
+}
+
+/// Fetches a report from the pod's agent and verifies it as the pod's owner would.
+fn attest(node: &mut Node, product: &Path) -> Result<()> {
+    let tool = product.join("bin/uvm-launch").display().to_string();
+    let image = product.join("uvm-sim.igvm").display().to_string();
+    let vsock = format!("/run/uvm/default/{CONTAINER}/vsock");
+    let (report, policy) = ("/tmp/report.json", "/tmp/policy.rego");
+    succeed(node, &["sh", "-c", &format!("printf '%s' '{POLICY}' > {policy}")])?;
+    succeed(node, &[&tool, "report", "--vsock", &vsock, "--nonce", NONCE, "--out", report])?;
+    let known = ["--image", &image, "--tee", "sim", "--policy", policy, "--nonce", NONCE];
+    print!("{}", succeed(node, &[&[tool.as_str(), "verify", report, "--allow-sim"], &known[..]].concat())?);
     Ok(())
 }
 

@@ -397,9 +397,16 @@ fn check_chain(chain: &[Certificate]) -> Result<(), Error> {
         let found = format!("{} certificate", chain.len());
         return Err(Error::Form { expected: "a chain of at least two certificates", found });
     }
-    for pair in chain.windows(2) {
+    for (below, pair) in chain.windows(2).enumerate() {
         if let [certificate, issuer] = pair {
             certificate.check_issued_by(issuer)?;
+            if issuer.path_length().is_some_and(|most| usize::from(most) < below) {
+                let found = format!("{below} below {}", issuer.common_name());
+                return Err(Error::Form {
+                    expected: "no more authorities than the one above them allows",
+                    found,
+                });
+            }
         }
     }
     Ok(())

@@ -13,12 +13,12 @@ use x509_cert::{
     certificate::TbsCertificate,
     crl::CertificateList,
     der::{
-        Decode as _, Encode as _, Reader as _, SliceReader,
+        Decode as _, Encode as _, Reader as _, SliceReader, Tag,
         asn1::{AnyRef, BitStringRef, ObjectIdentifier},
         oid::AssociatedOid,
     },
     ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage},
-    spki::AlgorithmIdentifierRef,
+    spki::{AlgorithmIdentifierOwned, AlgorithmIdentifierRef},
     time::Time,
 };
 
@@ -129,6 +129,7 @@ impl Certificate {
     /// Too long, malformed, or with a critical extension that is not known.
     pub fn from_der(der: &[u8]) -> Result<Self, Error> {
         let parsed: Parsed = decode(der, "certificate", CERTIFICATE_MAX)?;
+        same_algorithm("certificate", parsed.signature_algorithm(), parsed.tbs_certificate().signature())?;
         let known = [BasicConstraints::OID, KeyUsage::OID, ExtendedKeyUsage::OID];
         let mut critical = parsed.tbs_certificate().extensions().into_iter().flatten().filter(|e| e.critical);
         if let Some(unknown) = critical.find(|extension| !known.contains(&extension.extn_id)) {
@@ -204,10 +205,18 @@ impl Certificate {
             && usage.is_none_or(|usage| usage.key_cert_sign())
     }
 
-    /// Whether subject and issuer are the same.
+    /// How many authorities may stand between this one and a certificate at the end of a chain; `None` if any number.
     #[must_use]
-    pub fn is_self_issued(&self) -> bool {
-        self.tbs().subject() == self.tbs().issuer()
+    pub fn path_length(&self) -> Option<u8> {
+        let constraints = BasicConstraints::from_der(self.extension(BasicConstraints::OID)?).ok()?;
+        constraints.path_len_constraint
+    }
+
+    /// Whether the certificate may sign revocation lists.
+    #[must_use]
+    pub fn signs_revocation_lists(&self) -> bool {
+        let usage = self.extension(KeyUsage::OID).and_then(|value| KeyUsage::from_der(value).ok());
+        self.is_authority() && usage.is_none_or(|usage| usage.crl_sign())
     }
 
     /// Whether the public key is on P-384.
@@ -306,7 +315,8 @@ impl RevocationList {
     /// # Errors
     /// Too long, or malformed.
     pub fn from_der(der: &[u8]) -> Result<Self, Error> {
-        let parsed = decode(der, "revocation list", CRL_MAX)?;
+        let parsed: CertificateList = decode(der, "revocation list", CRL_MAX)?;
+        same_algorithm("revocation list", &parsed.signature_algorithm, &parsed.tbs_cert_list.signature)?;
         Ok(Self { der: der.to_vec(), parsed })
     }
 
@@ -326,6 +336,9 @@ impl RevocationList {
         if &list.issuer != issuer.tbs().subject() {
             let (expected, found) = (issuer.common_name(), common_name(&list.issuer));
             return Err(Error::Issuer { what: name(), expected, found });
+        }
+        if !issuer.signs_revocation_lists() {
+            return Err(Error::NotAuthority(issuer.common_name()));
         }
         issuer.check_signature_of(&self.der, &name())?;
         let next_update = list.next_update.ok_or_else(|| Error::NoNextUpdate(common_name(&list.issuer)))?;
@@ -353,7 +366,8 @@ impl<'a> Signed<'a> {
             let mut reader = SliceReader::new(AnyRef::from_der(der)?.value())?;
             let content = reader.tlv_bytes()?;
             let algorithm = AlgorithmIdentifierRef::decode(&mut reader)?.oid;
-            let signature = BitStringRef::decode(&mut reader)?.raw_bytes();
+            let signature = BitStringRef::decode(&mut reader)?.as_bytes();
+            let signature = signature.ok_or(x509_cert::der::ErrorKind::Value { tag: Tag::BitString })?;
             reader.finish()?;
             Ok(Self { content, algorithm, signature })
         };
@@ -370,6 +384,18 @@ fn decode<'a, T: x509_cert::der::Decode<'a, Error = x509_cert::der::Error>>(
         return Err(Error::Size { what, expected, found: der.len() });
     }
     T::from_der(der).map_err(malformed(what))
+}
+
+/// The algorithm stands once outside and once inside what is signed; only the inner one is beyond a forger's reach.
+fn same_algorithm(
+    what: &'static str,
+    outer: &AlgorithmIdentifierOwned,
+    inner: &AlgorithmIdentifierOwned,
+) -> Result<(), Error> {
+    if outer == inner {
+        return Ok(());
+    }
+    Err(Error::Malformed { what, reason: format!("signed with {}, but says {}", outer.oid, inner.oid) })
 }
 
 fn malformed(what: &'static str) -> impl Fn(x509_cert::der::Error) -> Error {

@@ -9,6 +9,8 @@ use thiserror::Error;
 
 use crate::{certificates, report::Report};
 
+/// The word with which the common name of every simulated certificate begins.
+pub const SIMULATED: &str = "SIMULATED";
 /// Data register, in and out.
 pub const PORT_DATA: u16 = 0x0608;
 /// Control register: writing is a command, reading gives the answer's length in bytes.

@@ -6,6 +6,7 @@
 
 use evidence::{
     oid,
+    sim::SIMULATED,
     tcb::{Product, Tcb},
 };
 use p384::{
@@ -14,25 +15,23 @@ use p384::{
 };
 use x509_cert::{
     Certificate, SubjectPublicKeyInfo, TbsCertificate,
+    attr::AttributeTypeAndValue,
     builder::{Builder as _, CertificateBuilder, Result as BuilderResult, profile::BuilderProfile},
     der::{
-        self, Encode as _,
-        asn1::{Ia5StringRef, ObjectIdentifier, OctetString, UtcTime},
+        self, Decode as _, Encode as _,
+        asn1::{Any, Ia5StringRef, ObjectIdentifier, OctetString, SetOfVec, UtcTime, Utf8StringRef},
     },
     ext::{
         Extension,
         pkix::{BasicConstraints, KeyUsage, KeyUsages},
     },
-    name::Name,
+    name::{Name, RdnSequence, RelativeDistinguishedName},
     serial_number::SerialNumber,
     spki::SubjectPublicKeyInfoRef,
     time::{Time, Validity},
 };
 
 use crate::Error;
-
-/// The word with which every simulated certificate's common name begins.
-pub const SIMULATED: &str = "SIMULATED";
 
 /// From 2020-01-01 …
 const NOT_BEFORE: u64 = 1_577_836_800;
@@ -62,10 +61,10 @@ pub enum EndorsementKey {
     },
 }
 
-/// `CN=SIMULATED <role>`
+/// The common name `SIMULATED <role>`.
 #[must_use]
 pub fn name(role: &str) -> String {
-    format!("CN={SIMULATED} {role}")
+    format!("{SIMULATED} {role}")
 }
 
 /// A key that signs certificates, and its own certificate.
@@ -79,36 +78,36 @@ impl Authority {
     /// A new self-signed root.
     ///
     /// # Errors
-    /// No randomness, or `name` (`CN=…`) is not a name.
+    /// No randomness, or `name` is too long for a common name.
     pub fn root(name: &str) -> Result<Self, Error> {
-        let subject = parse_name(name)?;
+        let subject = distinguished(name)?;
         let key = generate()?;
         let certificate =
-            issue(&key, &subject, &key, &subject, authority_extensions().map_err(failed(name))?)?;
+            issue(&key, &subject, &key, &subject, authority_extensions().map_err(failed(name))?, name)?;
         Ok(Self { name: subject, key, certificate })
     }
 
     /// A new authority, certified by this one.
     ///
     /// # Errors
-    /// No randomness, or `name` (`CN=…`) is not a name.
+    /// No randomness, or `name` is too long for a common name.
     pub fn subordinate(&self, name: &str) -> Result<Self, Error> {
-        let subject = parse_name(name)?;
+        let subject = distinguished(name)?;
         let key = generate()?;
         let extensions = authority_extensions().map_err(failed(name))?;
-        let certificate = issue(&self.key, &self.name, &key, &subject, extensions)?;
+        let certificate = issue(&self.key, &self.name, &key, &subject, extensions, name)?;
         Ok(Self { name: subject, key, certificate })
     }
 
     /// A new endorsement key, and its certificate (DER).
     ///
     /// # Errors
-    /// No randomness, or `name` (`CN=…`) is not a name.
+    /// No randomness, or `name` is too long for a common name.
     pub fn endorse(&self, name: &str, holder: &EndorsementKey) -> Result<(SigningKey, Vec<u8>), Error> {
-        let subject = parse_name(name)?;
+        let subject = distinguished(name)?;
         let key = generate()?;
         let extensions = endorsement_extensions(holder).map_err(failed(name))?;
-        let certificate = issue(&self.key, &self.name, &key, &subject, extensions)?;
+        let certificate = issue(&self.key, &self.name, &key, &subject, extensions, name)?;
         Ok((key, certificate))
     }
 
@@ -129,8 +128,16 @@ fn generate() -> Result<SigningKey, Error> {
     Ok(SigningKey::try_generate()?)
 }
 
-fn parse_name(name: &str) -> Result<Name, Error> {
-    name.parse().map_err(failed(name))
+/// A distinguished name with nothing but a common name. Put together from its parts, because the library's parser and
+/// printer of names bring its table of all object identifiers into the program: 190 KB.
+fn distinguished(common_name: &str) -> Result<Name, Error> {
+    let encode = || -> der::Result<Name> {
+        let oid = ObjectIdentifier::new_unwrap("2.5.4.3");
+        let value = Any::encode_from(&Utf8StringRef::new(common_name)?)?;
+        let attributes = SetOfVec::try_from(vec![AttributeTypeAndValue { oid, value }])?;
+        Name::from_der(&RdnSequence::from(vec![RelativeDistinguishedName::from(attributes)]).to_der()?)
+    };
+    encode().map_err(failed(common_name))
 }
 
 fn failed<E: std::fmt::Display>(name: &str) -> impl FnOnce(E) -> Error {
@@ -182,6 +189,7 @@ fn issue(
     key: &SigningKey,
     subject: &Name,
     extensions: Vec<Extension>,
+    common_name: &str,
 ) -> Result<Vec<u8>, Error> {
     let build = || -> BuilderResult<Vec<u8>> {
         let public_key = SubjectPublicKeyInfo::from_key(key.verifying_key())?;
@@ -190,7 +198,7 @@ fn issue(
         let certificate: Certificate = builder.build::<_, DerSignature>(issuer_key)?;
         Ok(certificate.to_der()?)
     };
-    build().map_err(failed(&subject.to_string()))
+    build().map_err(failed(common_name))
 }
 
 fn validity() -> der::Result<Validity> {

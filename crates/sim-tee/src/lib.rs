@@ -2,7 +2,7 @@
 //!
 //! [`SimTee`] answers report requests with a report of genuine layout, signed by a key with a certificate chain of
 //! genuine shape. Nothing here is secret from the host, and everything says so: all certificates are named
-//! [`chain::SIMULATED`], and their root is made anew for each machine, so that no verifier can pin it by accident.
+//! [`sim::SIMULATED`], and their root is made anew for each machine, so that no verifier can pin it by accident.
 //! Verifiers go through the same checks as for a real report, and refuse this root unless told otherwise.
 #![forbid(unsafe_code)]
 

@@ -10,7 +10,7 @@ use super::launches::STATUS_STUB_REFUSED;
 use crate::case::{Bed, Case};
 use crate::command::{Outcome, run};
 use crate::ctr::{self, Detached, import_busybox};
-use crate::tampering::with_parameters;
+use crate::tampering::{Pages, with_parameters};
 
 pub const CASES: &[Case] = &[
     Case { name: "attestation::report_is_what_was_predicted", run: report },
@@ -27,7 +27,7 @@ pub const CASES: &[Case] = &[
 const HOST_DATA: &str = "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
 const OTHER_HOST_DATA: &str = "6f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
 const NONCE: &str = "00112233445566778899aabbccddeeff";
-/// The lowest TCB that will do: what the simulation reports.
+/// `uvm-launch verify` does not believe it.
 const STATUS_NO: i32 = 1;
 const STATUS_LAUNCH_REFUSED: i32 = 2;
 const STATUS_AGENT_REFUSED: i32 = 15;
@@ -81,18 +81,19 @@ fn report(bed: &Bed) -> Result<()> {
     let outcome = launch(bed, &image, &flags)?.expect_status(0)?;
     ensure!(measured(&outcome)? == digest, "expected measurement {digest}, found {outcome:?}");
 
-    let good = ["--allow-sim", "--host-data", HOST_DATA, "--waive", "minimum-tcb"];
+    let good = ["--allow-sim", "--host-data", HOST_DATA];
     verify(bed, &path, &image, "2", &good)?.expect_status(0)?;
     // Each claim that differs, and the check that has to say so.
-    let wrong: [(&str, &[&str], &str); 4] = [
+    let floor = "genoa:bootloader=255,tee=0,snp=0,microcode=0";
+    let wrong: [(&str, &[&str], &str); 5] = [
         ("2", &["--host-data", HOST_DATA], "root"),
         ("2", &["--allow-sim", "--host-data", OTHER_HOST_DATA], "host data"),
         ("1", &["--allow-sim", "--host-data", HOST_DATA], "measurement"),
+        ("2", &["--allow-sim", "--host-data", HOST_DATA, "--min-tcb", floor], "TCB"),
         ("2", &["--allow-sim", "--host-data", HOST_DATA, "--id-key-digest", &"11".repeat(48)], "ID key"),
     ];
     for (vcpus, changes, words) in wrong {
-        let outcome = verify(bed, &path, &image, vcpus, &[changes, &["--waive", "minimum-tcb"]].concat())?
-            .expect_status(STATUS_NO)?;
+        let outcome = verify(bed, &path, &image, vcpus, changes)?.expect_status(STATUS_NO)?;
         ensure!(outcome.out.contains(words), "expected words on {words}, found {outcome:?}");
     }
     let image = image.display().to_string();
@@ -123,9 +124,9 @@ fn pod(bed: &Bed) -> Result<()> {
     let _pod = Detached::start(&flags, "attested", &["sleep", "1000"])?;
     let vsock = "/run/uvm/default/attested/vsock";
     tool(bed, &["report", "--vsock", vsock, "--nonce", NONCE, "--out", &report_file])?.expect_status(0)?;
-    let good = ["--allow-sim", "--waive", "minimum-tcb", "--policy", &policy_file];
+    let good = ["--allow-sim", "--policy", &policy_file];
     verify(bed, &report, &image, "1", &good)?.expect_status(0)?;
-    let other = ["--allow-sim", "--waive", "minimum-tcb", "--host-data", HOST_DATA];
+    let other = ["--allow-sim", "--host-data", HOST_DATA];
     verify(bed, &report, &image, "1", &other)?.expect_status(STATUS_NO)?;
 
     let bad = ["--runtime-config-path", &config, "--annotation", "io.katacontainers.config.agent.policy=%"];
@@ -155,12 +156,12 @@ fn changed_kernel(bed: &Bed) -> Result<()> {
 /// A host that fills the parameter page as it likes. The page is not measured, so the digest stays what it was:
 /// it is the guest that has to refuse.
 fn hostile_parameters(bed: &Bed) -> Result<()> {
-    const ALL: (u64, u64) = (0, 0x1_0000);
+    const ALL: Pages = (0, 0x1_0000);
     let (folder, good) = (tempfile::tempdir()?, fs::read(sim_image(bed))?);
     let path = folder.path().join("hostile.igvm");
     let digest = predicted(bed, &sim_image(bed), "1")?;
     let endless = vec![(0, 1); 10_000];
-    let cases: [(&str, u32, &[(u64, u64)], &str); 9] = [
+    let cases: [(&str, u32, &[Pages], &str); 9] = [
         ("no processors", 0, &[ALL], "vCPU count: expected 1 to 64, found 0"),
         ("5,000 processors", 5000, &[ALL], "vCPU count: expected 1 to 64, found 5000"),
         ("no memory", 1, &[], "memory map: expected RAM, found none"),

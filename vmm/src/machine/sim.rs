@@ -4,11 +4,15 @@
 //! The guest decides what it writes and when it reads: one request is kept at a time, of fixed size, and one
 //! answer.
 
+use attestation::id_block::{self, IdAuth, IdBlock};
 use evidence::policy::GuestPolicy;
 use evidence::sim::{COMMAND_RESET, PORT_CONTROL, PORT_DATA, REPORT_DATA_WORDS};
 use launch::control::Measurement;
+use launch::digest::LaunchDigest;
 use launch::image::Image;
 use sim_tee::{Launch, SimTee};
+
+use crate::hv::{self, HvError};
 
 /// Bytes of report data.
 const REPORT_DATA_BYTES: usize = 64;
@@ -20,9 +24,20 @@ pub enum SimError {
     /// The image has no policy to report.
     #[error("simulated launch: expected an image with a guest policy, found none")]
     Policy,
-    /// Its signatures would have to be checked as the secure processor does.
-    #[error("simulated launch: expected an image without an ID block, found one")]
-    IdBlock,
+    /// The image's ID block has no form that a secure processor takes.
+    #[error("simulated launch: {0}")]
+    Form(#[from] HvError),
+    /// The image's ID block is not one that a secure processor accepts.
+    #[error("simulated launch: {0}")]
+    IdBlock(#[from] id_block::Error),
+    /// The image's ID block is for another launch.
+    #[error("simulated launch: expected the launch digest {expected} of the ID block, found {found}")]
+    OtherLaunch {
+        /// What the block's owner signed.
+        expected: LaunchDigest,
+        /// What was loaded.
+        found: LaunchDigest,
+    },
     /// Keys or certificates cannot be made.
     #[error(transparent)]
     Tee(#[from] sim_tee::Error),
@@ -45,12 +60,7 @@ impl ReportDevice {
     /// # Errors
     /// When the image cannot be launched in simulation, or keys cannot be made.
     pub fn new(image: &Image, measurement: &Measurement) -> Result<Self, SimError> {
-        let policy = image.guest_policy.ok_or(SimError::Policy)?;
-        if image.id_block.is_some() {
-            return Err(SimError::IdBlock);
-        }
-        let Measurement { digest, host_data, .. } = measurement;
-        let tee = SimTee::new(&Launch::new(digest.0, host_data.0, GuestPolicy(policy)))?;
+        let tee = SimTee::new(&finish(image, measurement)?)?;
         Ok(Self { tee, request: Vec::new(), answer: None, read: 0 })
     }
 
@@ -94,6 +104,27 @@ impl ReportDevice {
     }
 }
 
+/// What the secure processor fixes when a launch is finished. An ID block is checked as it would check it: both
+/// signatures, and that digest and policy are those of the launch.
+fn finish(image: &Image, measurement: &Measurement) -> Result<Launch, SimError> {
+    let policy = image.guest_policy.ok_or(SimError::Policy)?;
+    let found = measurement.digest;
+    let mut launch = Launch::new(found.0, measurement.host_data.0, GuestPolicy(policy));
+    let Some(directive) = &image.id_block else { return Ok(launch) };
+    // The file's block has no policy of its own: it is made with the launch's, and signed with its owner's.
+    let made = hv::id_block::IdBlock::new(directive, policy)?;
+    let (block, auth) = (IdBlock::parse(&made.block)?, IdAuth::parse(&*made.auth)?);
+    auth.verify(block)?;
+    if block.launch_digest != found.0 {
+        return Err(SimError::OtherLaunch { expected: LaunchDigest(block.launch_digest), found });
+    }
+    launch.guest_svn = block.guest_svn.get();
+    (launch.family_id, launch.image_id) = (block.family_id, block.image_id);
+    launch.id_key_digest = auth.id_key.digest();
+    launch.author_key_digest = auth.has_author_key().then(|| auth.author_key.digest());
+    Ok(launch)
+}
+
 /// The report for a complete request.
 fn answer(tee: &SimTee, request: &[u32]) -> Option<Vec<u8>> {
     let bytes: Vec<u8> = request.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -108,67 +139,4 @@ fn answer(tee: &SimTee, request: &[u32]) -> Option<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use evidence::report::Report;
-    use evidence::sim::Answer;
-    use launch::digest::LaunchDigest;
-    use launch::image::{Platform, Start};
-    use launch::plan::{HostData, Tee};
-
-    use super::*;
-
-    fn device() -> ReportDevice {
-        let image = Image {
-            platform: Platform::Snp,
-            pages: Vec::new(),
-            parameters: Vec::new(),
-            start: Start::Reset,
-            guest_policy: Some(0x3_0000),
-            id_block: None,
-        };
-        let (digest, host_data) = (LaunchDigest([1; 48]), HostData([2; 32]));
-        ReportDevice::new(&image, &Measurement { tee: Tee::Sim, digest, host_data }).unwrap()
-    }
-
-    fn request(device: &mut ReportDevice, words: &[u32]) -> u32 {
-        device.write(PORT_CONTROL, COMMAND_RESET);
-        words.iter().for_each(|word| device.write(PORT_DATA, *word));
-        device.read(PORT_CONTROL)
-    }
-
-    fn read(device: &mut ReportDevice, length: u32) -> Vec<u8> {
-        let words = (0..length.div_ceil(4)).map(|_| device.read(PORT_DATA).to_le_bytes());
-        let mut bytes: Vec<u8> = words.flatten().collect();
-        bytes.truncate(usize::try_from(length).unwrap());
-        bytes
-    }
-
-    #[test]
-    fn a_report_says_how_the_guest_was_launched() {
-        let mut device = device();
-        let words: Vec<u32> = (0..16).collect();
-        for _ in 0..2 {
-            let length = request(&mut device, &words);
-            let bytes = read(&mut device, length);
-            let report = Report::parse(Answer::parse(&bytes).unwrap().report).unwrap();
-            assert_eq!((report.measurement, report.host_data), ([1; 48], [2; 32]));
-            assert_eq!(report.report_data[60..], 15u32.to_le_bytes());
-            assert_eq!(report.policy(), GuestPolicy(0x3_0000));
-            assert_eq!(device.read(PORT_DATA), 0);
-        }
-    }
-
-    #[test]
-    fn incomplete_overlong_and_unknown_requests_are_refused() {
-        let mut device = device();
-        assert_eq!(device.read(PORT_CONTROL), 0);
-        assert_eq!(request(&mut device, &[0; 15]), 0);
-        assert_eq!(request(&mut device, &[0; 17]), 0);
-        device.write(PORT_CONTROL, COMMAND_RESET);
-        device.write(PORT_CONTROL, 2);
-        (0..16).for_each(|word| device.write(PORT_DATA, word));
-        assert_eq!(device.read(PORT_CONTROL), 0);
-        assert_eq!(device.read(PORT_DATA), 0);
-        assert_ne!(request(&mut device, &[0; 16]), 0);
-    }
-}
+mod tests;

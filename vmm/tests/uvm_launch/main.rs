@@ -5,7 +5,7 @@
 mod bench;
 mod evidence_commands;
 mod image_commands;
-#[allow(dead_code, reason = "the builder's tests use more of it")]
+#[allow(dead_code, reason = "the builder's own tests use the rest")]
 #[path = "../../../igvm-builder/tests/inputs/mod.rs"]
 mod inputs;
 mod signing_commands;

@@ -7,6 +7,7 @@ use evidence::{
     certificates::{self, Kind, Table},
     oid,
     report::{Report, SigningKey},
+    sim::SIMULATED,
     tcb::{Product, Tcb},
 };
 use ring::digest::{SHA256, digest};
@@ -28,9 +29,6 @@ const PINNED_ROOTS: [(Product, &str); 3] = [
     (Product::Genoa, "429a69c9422aa258ee4d8db5fcda9c6470ef15f8cd5a9cebd6cbc7d90b863831"),
     (Product::Turin, "4f125410563a2ab9a50356f9243f6fe0b6f73de98603f53f90339c70e9d7ad08"),
 ];
-
-/// The word with which the common names of simulated certificates begin.
-const SIMULATED: &str = "SIMULATED";
 
 /// Why certificates cannot be used at all.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]

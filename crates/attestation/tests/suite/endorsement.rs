@@ -61,7 +61,7 @@ impl BuilderProfile for Leaf {
 
 impl Publisher {
     fn new(usage: &'static str) -> Self {
-        let root = Authority::root("CN=authority").unwrap();
+        let root = Authority::root("authority").unwrap();
         let key = SigningKey::generate();
         let issuer = x509_cert::Certificate::from_der(root.certificate()).unwrap();
         let issuer = issuer.tbs_certificate();

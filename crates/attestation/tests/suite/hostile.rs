@@ -44,8 +44,8 @@ proptest! {
     }
 
     #[test]
-    fn cut_and_changed_certificates_never_panic(at in 0usize..400, byte in any::<u8>(), cut in 0usize..400) {
-        let root = Authority::root("CN=SIMULATED ARK").unwrap();
+    fn cut_and_changed_certificates_never_panic(at in 0usize..400, byte in any::<u8>(), cut in 0usize..300) {
+        let root = Authority::root("SIMULATED ARK").unwrap();
         let mut der = root.certificate().to_vec();
         let original = certificate_at(&mut der, at, byte);
         if let Ok(parsed) = Certificate::from_der(&der) {

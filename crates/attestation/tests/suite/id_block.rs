@@ -4,6 +4,7 @@ use attestation::{
     id_block::{AmdPublicKey, Error, IdAuth, IdBlock},
     keys,
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use p384::{
     ecdsa::{Signature, SigningKey, signature::Signer as _},
     elliptic_curve::Generate as _,
@@ -94,15 +95,9 @@ fn digests_and_page_equal_the_sev_crates() {
     let folder = package("sev").join("tests/measurement");
     let key = |name: &str| keys::private_key(&std::fs::read_to_string(folder.join(name)).unwrap()).unwrap();
     let (id, author) = (key("test_id_key.pem"), key("test_auth_key.pem"));
-    let digest = |key: &SigningKey| hex::encode(AmdPublicKey::from_key(key.verifying_key()).digest());
-    assert_eq!(
-        digest(&id),
-        "59fb2c686dfa4fef49f38339aa775c90051c28d57383ddc3baf3b5eb4b1496df3b0dbbdcbae5fe27677a648820773fe2"
-    );
-    assert_eq!(
-        digest(&author),
-        "eed81169fb0cb5e0ec34794f128fd4e0c4a46f67c65a1adfa81fcb24bcc088c272369b7ffc3eb2b6af6a4284a1b36c5f"
-    );
+    let digest = |key: &SigningKey| STANDARD.encode(AmdPublicKey::from_key(key.verifying_key()).digest());
+    assert_eq!(digest(&id), "WfssaG36T+9J84M5qndckAUcKNVzg93DuvO160sUlt87DbvcuuX+J2d6ZEggdz/i");
+    assert_eq!(digest(&author), "7tgRafsMteDsNHlPEo/U4MSkb2fGWhrfqB/LJLzAiMJyNpt//D6ytq9qQoShs2xf");
     let page = std::fs::read(folder.join("test_auth_block.bin")).unwrap();
     let parsed = IdAuth::parse(&page).unwrap();
     assert_eq!(parsed.id_key, AmdPublicKey::from_key(id.verifying_key()));

@@ -11,6 +11,7 @@ mod vm;
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::path::Path;
 use std::sync::Arc;
 
 use launch::plan::Tee;
@@ -18,7 +19,7 @@ use launch::plan::Tee;
 use super::seam::linux::Linux;
 use super::{HvError, Settings};
 
-pub use isolated::IsolatedVm;
+pub use isolated::{IsolatedVm, Services};
 pub use vcpu::KvmVcpu;
 pub use vm::Vm;
 
@@ -31,6 +32,8 @@ fn call(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> HvError {
 const CERTIFICATES: &str = "/etc/uvm/snp-certificates";
 /// Most bytes of such a table.
 const MAX_CERTIFICATES: u64 = 64 << 10;
+/// Where Intel's quoting service listens.
+const QUOTING_SERVICE: &str = "/var/run/tdx-qgs/qgs.socket";
 
 /// Makes a machine.
 ///
@@ -40,8 +43,14 @@ pub fn open(settings: &Settings) -> Result<Arc<dyn super::Vm>, HvError> {
     let vcpus = settings.vcpus;
     Ok(match settings.tee {
         Tee::None | Tee::Sim => Arc::new(Vm::create(vcpus)?),
-        Tee::Snp => Arc::new(IsolatedVm::snp(Arc::new(Linux), vcpus, certificates()?)?),
-        Tee::Tdx => Arc::new(IsolatedVm::tdx(Arc::new(Linux), vcpus, settings.host_data)?),
+        Tee::Snp => {
+            let services = Services { certificates: certificates()?.map(Arc::from), quoting: None };
+            Arc::new(IsolatedVm::snp(Arc::new(Linux), vcpus, services)?)
+        }
+        Tee::Tdx => {
+            let services = Services { certificates: None, quoting: Some(Path::new(QUOTING_SERVICE).into()) };
+            Arc::new(IsolatedVm::tdx(Arc::new(Linux), vcpus, settings.host_data, services)?)
+        }
     })
 }
 

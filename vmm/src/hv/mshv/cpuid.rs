@@ -1,8 +1,7 @@
 //! The CPUID page of a launch: what the guest may believe of its processor.
 //!
-//! The secure processor refuses values that the hardware does not have, and the guest checks the rest: the page
-//! is not part of the launch digest. A file may list the leaves that it wants; else it gets those that Linux
-//! reads.
+//! The image lists the leaves that its guest wants. The secure processor refuses values that the hardware does
+//! not have, and the guest checks the rest: the page's content is not part of the launch digest.
 
 use std::os::fd::BorrowedFd;
 
@@ -25,49 +24,7 @@ pub struct Leaf {
     pub xcr0: u64,
 }
 
-const fn leaf(eax: u32, ecx: u32) -> Leaf {
-    // Linux takes the sizes of leaf 0xD for x87 alone and adds up the components by itself.
-    Leaf { eax, ecx, xcr0: if eax == LEAF_XSAVE && ecx < 2 { 1 } else { 0 } }
-}
-
-const LEAF_FEATURES: u32 = 0x1;
 const LEAF_XSAVE: u32 = 0xD;
-
-/// What Linux reads. Leaves of 0x40000000 on are the hypervisor's, and not the secure processor's to check.
-const LEAVES: [Leaf; 30] = [
-    leaf(0x0, 0),
-    leaf(LEAF_FEATURES, 0),
-    leaf(0x5, 0),
-    leaf(0x6, 0),
-    leaf(0x7, 0),
-    leaf(0x7, 1),
-    leaf(0xB, 0),
-    leaf(0xB, 1),
-    leaf(LEAF_XSAVE, 0),
-    leaf(LEAF_XSAVE, 1),
-    leaf(LEAF_XSAVE, 2),
-    leaf(0x8000_0000, 0),
-    leaf(0x8000_0001, 0),
-    leaf(0x8000_0002, 0),
-    leaf(0x8000_0003, 0),
-    leaf(0x8000_0004, 0),
-    leaf(0x8000_0005, 0),
-    leaf(0x8000_0006, 0),
-    leaf(0x8000_0007, 0),
-    leaf(0x8000_0008, 0),
-    leaf(0x8000_000A, 0),
-    leaf(0x8000_0019, 0),
-    leaf(0x8000_001A, 0),
-    leaf(0x8000_001D, 0),
-    leaf(0x8000_001D, 1),
-    leaf(0x8000_001D, 2),
-    leaf(0x8000_001D, 3),
-    leaf(0x8000_001E, 0),
-    leaf(LEAF_SEV, 0),
-    leaf(0x8000_0021, 0),
-];
-const LEAF_SEV: u32 = 0x8000_001F;
-const _: () = assert!(LEAVES.len() <= abi::CPUID_ENTRIES);
 
 /// What the hypervisor shows virtual processor `vp` for a leaf: EAX to EDX.
 pub fn query(kernel: &dyn Kernel, fd: BorrowedFd<'_>, vp: u32, leaf: Leaf) -> Result<[U32; 4], HvError> {
@@ -83,42 +40,32 @@ pub fn query(kernel: &dyn Kernel, fd: BorrowedFd<'_>, vp: u32, leaf: Leaf) -> Re
     Ok(partition::registers(&output))
 }
 
-/// Fills a CPUID page: the leaves that `page` lists, or those that Linux reads where it lists none.
+/// Fills the leaves that `page` lists.
 ///
 /// # Errors
-/// When it lists more than a page holds, or the hypervisor refuses a leaf.
+/// When it lists none, or more than a page holds, or the hypervisor refuses a leaf.
 pub fn fill(
     page: &[u8],
     mut values: impl FnMut(Leaf) -> Result<[U32; 4], HvError>,
 ) -> Result<abi::CpuidPage, HvError> {
-    let listed = listed(page)?;
-    let leaves = if listed.is_empty() { &LEAVES[..] } else { &listed };
-    let mut page: abi::CpuidPage = abi::zeroed();
-    for (entry, leaf) in page.entries.iter_mut().zip(leaves) {
-        entry.eax_in = leaf.eax.into();
-        entry.ecx_in = leaf.ecx.into();
-        entry.xcr0_in = leaf.xcr0.into();
-        entry.values = without_supervisor_states(*leaf, values(*leaf)?);
-    }
-    page.count = U32::new(u32::try_from(leaves.len()).unwrap_or(0));
-    Ok(page)
-}
-
-fn listed(page: &[u8]) -> Result<Vec<Leaf>, HvError> {
-    let Ok(page) = abi::CpuidPage::ref_from_bytes(page) else { return Ok(Vec::new()) };
-    let count = page.count.get();
-    let entries = usize::try_from(count).ok().and_then(|count| page.entries.get(..count));
-    let entries = entries.ok_or_else(|| HvError::Refused {
+    let refused = |found: String| HvError::Refused {
         what: "CPUID page of the image",
-        expected: format!("at most {} leaves", abi::CPUID_ENTRIES),
-        found: count.to_string(),
-    })?;
-    let wanted = |entry: &abi::CpuidEntry| Leaf {
-        eax: entry.eax_in.get(),
-        ecx: entry.ecx_in.get(),
-        xcr0: entry.xcr0_in.get(),
+        expected: format!("1 to {} leaves", abi::CPUID_ENTRIES),
+        found,
     };
-    Ok(entries.iter().map(wanted).collect())
+    let wanted = abi::CpuidPage::read_from_bytes(page);
+    let wanted = wanted.map_err(|_| refused(format!("a page of {} bytes", page.len())))?;
+    let count = usize::try_from(wanted.count.get()).ok().filter(|count| *count > 0);
+    let listed = count.and_then(|count| wanted.entries.get(..count));
+    let listed = listed.ok_or_else(|| refused(wanted.count.to_string()))?;
+    let mut page: abi::CpuidPage = abi::zeroed();
+    page.count = wanted.count;
+    for (entry, wanted) in page.entries.iter_mut().zip(listed) {
+        let leaf = Leaf { eax: wanted.eax_in.get(), ecx: wanted.ecx_in.get(), xcr0: wanted.xcr0_in.get() };
+        (entry.eax_in, entry.ecx_in, entry.xcr0_in) = (wanted.eax_in, wanted.ecx_in, wanted.xcr0_in);
+        entry.values = without_supervisor_states(leaf, values(leaf)?);
+    }
+    Ok(page)
 }
 
 /// Supervisor states would need leaves that the page does not have: they are not offered.
@@ -140,31 +87,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_page_is_filled_with_what_linux_reads() {
-        let page = fill(&[0; 4096], |leaf| Ok([leaf.eax.into(), 1.into(), 2.into(), 3.into()])).unwrap();
-        assert_eq!(page.count.get(), 30);
-        assert_eq!(page.entries[1].values.map(U32::get), [1, 1, 2, 3]);
-        assert_eq!((page.entries[8].xcr0_in.get(), page.entries[10].xcr0_in.get()), (1, 0));
-        assert_eq!(page.entries[9].values.map(U32::get), [0xD, 1, 0, 0]);
-        assert_eq!(page.entries[30].eax_in.get(), 0);
-    }
-
-    #[test]
     fn listed_leaves_are_filled_and_no_others() {
         let mut wanted: abi::CpuidPage = abi::zeroed();
         wanted.count = 2.into();
+        wanted.entries[0].eax_in = 0xD.into();
+        wanted.entries[0].ecx_in = 1.into();
+        wanted.entries[0].xcr0_in = 1.into();
         wanted.entries[1].eax_in = 7.into();
         wanted.entries[1].values = [9.into(); 4];
-        let page = fill(wanted.as_bytes(), |_| Ok([5.into(); 4])).unwrap();
-        assert_eq!((page.count.get(), page.entries[1].eax_in.get()), (2, 7));
+        let mut asked = Vec::new();
+        let page = fill(wanted.as_bytes(), |leaf| {
+            asked.push(leaf);
+            Ok([5.into(); 4])
+        });
+        let page = page.unwrap();
+        assert_eq!(asked, [Leaf { eax: 0xD, ecx: 1, xcr0: 1 }, Leaf { eax: 7, ecx: 0, xcr0: 0 }]);
+        assert_eq!(
+            (page.count.get(), page.entries[0].xcr0_in.get(), page.entries[1].eax_in.get()),
+            (2, 1, 7)
+        );
+        assert_eq!(page.entries[0].values.map(U32::get), [5, 5, 0, 0], "supervisor states are not offered");
         assert_eq!(page.entries[1].values.map(U32::get), [5; 4]);
+        assert_eq!(page.entries[2].values.map(U32::get), [0; 4]);
     }
 
     #[test]
-    fn a_list_that_does_not_fit_is_refused() {
-        let mut wanted: abi::CpuidPage = abi::zeroed();
-        wanted.count = 65.into();
-        let error = fill(wanted.as_bytes(), |_| Ok([0.into(); 4])).unwrap_err().to_string();
-        assert_eq!(error, "CPUID page of the image: expected at most 64 leaves, found 65");
+    fn a_list_that_is_empty_or_too_long_is_refused() {
+        for count in [0, 65, u32::MAX] {
+            let mut wanted: abi::CpuidPage = abi::zeroed();
+            wanted.count = count.into();
+            let error = fill(wanted.as_bytes(), |_| Ok([0.into(); 4])).unwrap_err().to_string();
+            assert_eq!(error, format!("CPUID page of the image: expected 1 to 64 leaves, found {count}"));
+        }
+        assert!(fill(&[1; 100], |_| Ok([0.into(); 4])).is_err());
     }
 }

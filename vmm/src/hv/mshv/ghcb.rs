@@ -144,7 +144,7 @@ pub enum Request {
         length: usize,
     },
     /// A message for the secure processor, perhaps with room for certificates.
-    GuestRequest {
+    SecureProcessor {
         /// Page of the message.
         request: u64,
         /// Page for the answer.
@@ -337,12 +337,12 @@ impl<'a> Ghcb<'a> {
                 Ok(Request::MmioWrite { gpa: info1, data, length })
             }
             EXIT_GUEST_REQUEST => {
-                Ok(Request::GuestRequest { request: info1, response: info2, certificates: None })
+                Ok(Request::SecureProcessor { request: info1, response: info2, certificates: None })
             }
             EXIT_EXTENDED_GUEST_REQUEST => {
                 self.demand(&[RAX, RBX])?;
                 let certificates = Some((self.number(RAX)?, self.number(RBX)?));
-                Ok(Request::GuestRequest { request: info1, response: info2, certificates })
+                Ok(Request::SecureProcessor { request: info1, response: info2, certificates })
             }
             EXIT_AP_CREATION => self.create(info1, info2),
             EXIT_DOORBELL => Ok(Request::Doorbell(doorbell(info1, info2)?)),

@@ -23,22 +23,26 @@ impl Stage {
     /// Begins the launch.
     pub fn start(&self) -> Result<(), HvError> {
         let started = self.0.compare_exchange(NEW, STARTED, Ordering::SeqCst, Ordering::SeqCst);
-        started.map(drop).map_err(|stage| HvError::Refused {
-            what: "launch on MSHV",
-            expected: "a machine that was never launched".into(),
-            found: if stage == LAUNCHED { "one that runs" } else { "one whose launch failed" }.into(),
-        })
+        started.map(drop).map_err(too_late)
+    }
+
+    /// Refuses what is possible only before the launch.
+    pub fn expect_new(&self) -> Result<(), HvError> {
+        match self.0.load(Ordering::SeqCst) {
+            NEW => Ok(()),
+            stage => Err(too_late(stage)),
+        }
     }
 
     /// The launch is done.
     pub fn finish(&self) {
         self.0.store(LAUNCHED, Ordering::SeqCst);
     }
+}
 
-    /// Whether it is done.
-    pub fn is_launched(&self) -> bool {
-        self.0.load(Ordering::SeqCst) == LAUNCHED
-    }
+fn too_late(stage: u8) -> HvError {
+    let found = if stage == LAUNCHED { "one that runs" } else { "one whose launch failed" };
+    refused("machine on MSHV", "one that was never launched", found)
 }
 
 /// Launches: see the module above for the order and its reasons.

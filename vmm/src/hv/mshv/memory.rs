@@ -14,22 +14,11 @@ use super::abi::PAGE;
 /// Bits of a word of the map.
 const WORD: u64 = 64;
 
-/// What one mapping is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// RAM: the guest's own.
-    Ram,
-    /// Memory that the host has filled for the guest to read.
-    Shared,
-}
-
 /// One run of guest memory.
 #[derive(Debug)]
 pub struct Slot {
     /// Guest-physical address.
     pub gpa: u64,
-    /// What it is for.
-    pub purpose: Purpose,
     /// What is behind it.
     pub memory: Arc<MmapRegion>,
     /// Whether the hypervisor knows of it.
@@ -75,7 +64,7 @@ pub struct Memory {
 impl Memory {
     /// Adds memory that the hypervisor does not know of yet. Returns its slot, or none where it would overlap
     /// what is there, wrap, or not consist of whole pages.
-    pub fn add(&mut self, gpa: u64, purpose: Purpose, memory: Arc<MmapRegion>) -> Option<u32> {
+    pub fn add(&mut self, gpa: u64, memory: Arc<MmapRegion>) -> Option<u32> {
         let bytes = memory.size() as u64;
         let end = gpa.checked_add(bytes)?;
         let whole = bytes > 0 && gpa.is_multiple_of(PAGE) && bytes.is_multiple_of(PAGE);
@@ -85,7 +74,7 @@ impl Memory {
         }
         let index = u32::try_from(self.slots.len()).ok()?;
         let words = usize::try_from((bytes / PAGE).div_ceil(WORD)).ok()?;
-        self.slots.push(Some(Slot { gpa, purpose, memory, mapped: false, held: vec![0; words] }));
+        self.slots.push(Some(Slot { gpa, memory, mapped: false, held: vec![0; words] }));
         Some(index)
     }
 
@@ -116,14 +105,14 @@ impl Memory {
         slots.find_map(|(index, slot)| Some((index, slot.as_ref()?.offset(gpa, length)?)))
     }
 
-    /// Whether all of a range is in one piece of memory of this purpose.
-    pub fn contains(&self, gpa: u64, length: u64, purpose: Purpose) -> bool {
-        self.present().any(|slot| slot.purpose == purpose && slot.offset(gpa, length).is_some())
+    /// Whether there is a whole page of memory at `gpa`.
+    pub fn is_page(&self, gpa: u64) -> bool {
+        gpa.is_multiple_of(PAGE) && self.is_memory(gpa, PAGE)
     }
 
-    /// Whether a page is RAM that the host has no access to.
+    /// Whether there is a whole page of memory at `gpa` that the host has no access to.
     pub fn is_private_page(&self, gpa: u64) -> bool {
-        gpa.is_multiple_of(PAGE) && self.contains(gpa, PAGE, Purpose::Ram) && !self.is_held(gpa)
+        self.is_page(gpa) && !self.is_held(gpa)
     }
 
     /// Whether all of a range is in one piece of memory.
@@ -161,8 +150,8 @@ mod tests {
     fn memory() -> Memory {
         let mut memory = Memory::default();
         let region = || Arc::new(MmapRegion::new(0x80_000).unwrap());
-        assert_eq!(memory.add(0x10_0000, Purpose::Ram, region()), Some(0));
-        assert_eq!(memory.add(0xC000_0000, Purpose::Shared, region()), Some(1));
+        assert_eq!(memory.add(0x10_0000, region()), Some(0));
+        assert_eq!(memory.add(0xC000_0000, region()), Some(1));
         memory
     }
 
@@ -171,11 +160,11 @@ mod tests {
         let mut memory = memory();
         for gpa in [0x10_0000, 0x17_F000, 0x8_1000, 0x10_0800, u64::MAX - 0xFFF, 0xFFFF_FFFF_FFF8_0000] {
             let region = Arc::new(MmapRegion::new(0x80_000).unwrap());
-            assert_eq!(memory.add(gpa, Purpose::Ram, region), None, "{gpa:#x}");
+            assert_eq!(memory.add(gpa, region), None, "{gpa:#x}");
         }
         memory.remove(0);
         let region = Arc::new(MmapRegion::new(0x80_000).unwrap());
-        assert_eq!(memory.add(0x10_0000, Purpose::Ram, region), Some(2));
+        assert_eq!(memory.add(0x10_0000, region), Some(2));
     }
 
     #[test]
@@ -196,6 +185,6 @@ mod tests {
         }
         memory.set_held(0x18_0000, true);
         assert!(!memory.is_held(0x18_0000) && !memory.write(0x17_FFFF, &[0; 2]));
-        assert!(!memory.contains(0xC000_0000, 1, Purpose::Ram) && !memory.is_private_page(0xC000_0000));
+        assert!(memory.is_page(0xC007_F000) && !memory.is_page(0xC007_F800) && !memory.is_page(0xC008_0000));
     }
 }

@@ -30,7 +30,6 @@ use vmm_sys_util::eventfd::EventFd;
 use zerocopy::IntoBytes as _;
 
 use self::launch::Stage;
-use self::memory::Purpose;
 use self::partition::{Call, Partition};
 use self::vcpu::MshvVcpu;
 use super::seam::{Argument, Kernel};
@@ -69,25 +68,6 @@ impl MshvVm {
     fn vcpu(&self, id: u32) -> Result<MshvVcpu, HvError> {
         MshvVcpu::create(Arc::clone(&self.partition), id)
     }
-
-    /// Keeps memory until the launch, which hands it over; later memory is handed over at once.
-    fn add(&self, gpa: u64, purpose: Purpose, region: Arc<MmapRegion>) -> Result<u32, HvError> {
-        let bytes = region.size();
-        let mut memory = self.partition.memory();
-        let slot = memory.add(gpa, purpose, region).ok_or(HvError::Refused {
-            what: "guest memory",
-            expected: "whole pages that overlap no others".into(),
-            found: format!("{bytes:#x} bytes at {gpa:#x}"),
-        })?;
-        if !self.stage.is_launched() {
-            return Ok(slot);
-        }
-        let handed_over = memory.slot_mut(slot).map_or(Ok(()), |slot| self.partition.hand_over(slot));
-        if handed_over.is_err() {
-            memory.remove(slot);
-        }
-        handed_over.map(|()| slot)
-    }
 }
 
 /// Makes a partition with the host's processor features.
@@ -121,12 +101,25 @@ impl Vm for MshvVm {
         Backend::Mshv
     }
 
+    // All memory of a partition is the guest's alone until it shares a page, so nothing can be shared from the
+    // start.
     fn map(&self, gpa: u64, memory: Arc<MmapRegion>) -> Result<u32, HvError> {
-        self.add(gpa, Purpose::Shared, memory)
+        Err(HvError::Refused {
+            what: "image on MSHV",
+            expected: "one without shared pages (layout `measured`)".into(),
+            found: format!("{:#x} bytes of shared pages at {gpa:#x}", memory.size()),
+        })
     }
 
+    // Memory is kept until the launch, which fills it and hands it over.
     fn map_private(&self, gpa: u64, shared: Arc<MmapRegion>) -> Result<u32, HvError> {
-        self.add(gpa, Purpose::Ram, shared)
+        let bytes = shared.size();
+        self.stage.expect_new()?;
+        self.partition.memory().add(gpa, shared).ok_or(HvError::Refused {
+            what: "guest memory",
+            expected: "whole pages that overlap no others".into(),
+            found: format!("{bytes:#x} bytes at {gpa:#x}"),
+        })
     }
 
     fn unmap(&self, slot: u32) -> Result<(), HvError> {

@@ -14,7 +14,6 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 use super::abi;
 use super::cpuid;
 use super::ghcb::{self, Doorbell, Fault, Ghcb, MsrRequest, Refusal, Request};
-use super::memory::Purpose;
 use super::partition::{self, Call, Partition};
 use crate::hv::seam::{Argument, RunPage};
 use crate::hv::{Exit, HvError, Vcpu};
@@ -192,7 +191,7 @@ impl MshvVcpu {
     /// The guest is going to use the page at `gpa`; the hypervisor checks that it is a shared one.
     fn register(&mut self, gpa: u64) -> Result<u64, HvError> {
         const CALL: &str = "HVCALL_SET_VP_REGISTERS (GHCB address)";
-        if !self.partition.memory().contains(gpa, abi::PAGE, Purpose::Ram) {
+        if !self.partition.memory().is_page(gpa) {
             return Ok(ghcb::registered(None));
         }
         if let Some(previous) = self.registered.take() {
@@ -251,7 +250,7 @@ impl MshvVcpu {
                 self.data = data;
                 Ok(Next::MmioWrite(gpa, length))
             }
-            Request::GuestRequest { request, response, certificates } => {
+            Request::SecureProcessor { request, response, certificates } => {
                 self.guest_request(request, response, certificates)
             }
             Request::CreateVcpu { apic_id, vmsa, features } => self.create_vcpu(apic_id, vmsa, features),
@@ -273,9 +272,7 @@ impl MshvVcpu {
         certificates: Option<(u64, u64)>,
     ) -> Result<Next, Fault> {
         const END_OF_CERTIFICATES: [u8; 24] = [0; 24];
-        let whole = |gpa: u64| {
-            gpa.is_multiple_of(abi::PAGE) && self.partition.memory().contains(gpa, abi::PAGE, Purpose::Ram)
-        };
+        let whole = |gpa: u64| self.partition.memory().is_page(gpa);
         if request == response || !whole(request) || !whole(response) {
             return Err(Refusal::Input.into());
         }
@@ -334,8 +331,7 @@ impl MshvVcpu {
             Doorbell::Query => (self.doorbell.unwrap_or(0), None),
             Doorbell::Clear => (0, Some(0)),
             Doorbell::Set(gpa) => {
-                let whole = gpa.is_multiple_of(abi::PAGE);
-                if !whole || !self.partition.memory().contains(gpa, abi::PAGE, Purpose::Ram) {
+                if !self.partition.memory().is_page(gpa) {
                     return Err(Refusal::Input.into());
                 }
                 (gpa, Some(gpa | 1))

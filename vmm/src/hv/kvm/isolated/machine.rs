@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use launch::layout::{IOAPIC_PINS, PAGE_SIZE};
-use vm_memory::{Bytes as _, MmapRegion, VolatileMemory as _};
+use vm_memory::{Bytes as _, MmapRegion, VolatileMemory as _, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes};
 
@@ -277,15 +277,24 @@ impl Machine {
         }
     }
 
-    /// Writes to the shared backing of RAM. False where it is not all RAM.
+    /// Reads what the guest has shared. False where it is not all RAM.
+    pub fn read_shared(&self, gpa: u64, buffer: &mut [u8]) -> bool {
+        let size = buffer.len() as u64;
+        self.shared(gpa, size, |memory, offset| memory.read_slice(buffer, offset).is_ok())
+    }
+
+    /// Writes to what the guest has shared. False where it is not all RAM.
     pub fn write_shared(&self, gpa: u64, bytes: &[u8]) -> bool {
+        let size = bytes.len() as u64;
+        self.shared(gpa, size, |memory, offset| memory.write_slice(bytes, offset).is_ok())
+    }
+
+    fn shared(&self, gpa: u64, size: u64, access: impl FnOnce(VolatileSlice<'_>, usize) -> bool) -> bool {
         let regions = self.regions();
         let mut ram = regions.iter().flatten().filter(|region| region.private.is_some());
-        let region = ram.find(|region| region.holds(gpa, bytes.len() as u64));
-        let offset = region.and_then(|region| Some((region, usize::try_from(gpa - region.gpa).ok()?)));
-        offset.is_some_and(|(region, offset)| {
-            region.shared.as_volatile_slice().write_slice(bytes, offset).is_ok()
-        })
+        let Some(region) = ram.find(|region| region.holds(gpa, size)) else { return false };
+        let offset = usize::try_from(gpa - region.gpa);
+        offset.is_ok_and(|offset| access(region.shared.as_volatile_slice(), offset))
     }
 
     /// Makes guest writes of `value` to `gpa` signal `event`.

@@ -14,6 +14,7 @@ mod tests;
 mod vcpu;
 mod words;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_bindings::CpuId;
@@ -36,39 +37,59 @@ enum Technology {
     Tdx(tdx::Tdx),
 }
 
+/// What the host adds to the evidence of its guests. All of it is public, and without it a guest's report is as
+/// good: somebody else has to find the certificates, or to make the quote.
+#[derive(Debug, Clone, Default)]
+pub struct Services {
+    /// SEV-SNP: the table of certificates that guests get with their reports.
+    pub certificates: Option<Arc<[u8]>>,
+    /// TDX: the socket of the quoting service.
+    pub quoting: Option<Arc<Path>>,
+}
+
 /// An isolated machine.
 #[derive(Debug)]
 pub struct IsolatedVm {
     machine: Arc<Machine>,
     technology: Technology,
+    services: Services,
     shown: CpuId,
     vcpus: u32,
 }
 
 impl IsolatedVm {
-    /// Creates an SEV-SNP machine for `vcpus` virtual CPUs. `certificates` is the table that guests get with
-    /// their reports, where the kernel can hand it to them.
+    /// Creates an SEV-SNP machine for `vcpus` virtual CPUs.
     ///
     /// # Errors
     /// When KVM or the secure processor lacks something, or refuses.
-    pub fn snp(kernel: Arc<dyn Kernel>, vcpus: u32, certificates: Option<Vec<u8>>) -> Result<Self, HvError> {
+    pub fn snp(kernel: Arc<dyn Kernel>, vcpus: u32, mut services: Services) -> Result<Self, HvError> {
         let machine = Machine::create(kernel, snp::MACHINE_TYPE)?;
         let shown = cpuid::for_isolated(&machine.supported()?);
-        let technology = Technology::Snp(snp::Snp::init(&machine, certificates)?);
-        Ok(Self { machine: Arc::new(machine), technology, shown, vcpus })
+        let snp = snp::Snp::init(&machine)?;
+        if services.certificates.is_some() && !snp.enable_certificates(&machine)? {
+            log::warn!("this kernel cannot hand certificates to guests: they get none");
+            services.certificates = None;
+        }
+        let technology = Technology::Snp(snp);
+        Ok(Self { machine: Arc::new(machine), technology, services, shown, vcpus })
     }
 
     /// Creates a trust domain for `vcpus` virtual CPUs, bound to `host_data`.
     ///
     /// # Errors
     /// When KVM or the TDX module lacks something, or refuses.
-    pub fn tdx(kernel: Arc<dyn Kernel>, vcpus: u32, host_data: HostData) -> Result<Self, HvError> {
+    pub fn tdx(
+        kernel: Arc<dyn Kernel>,
+        vcpus: u32,
+        host_data: HostData,
+        services: Services,
+    ) -> Result<Self, HvError> {
         let machine = Machine::create(kernel, tdx::MACHINE_TYPE)?;
         let mut shown = cpuid::for_isolated(&machine.supported()?);
         tdx::widen_addresses(&mut shown);
         let first = cpuid::for_vcpu(&shown, 0, vcpus)?;
         let technology = Technology::Tdx(tdx::Tdx::init(&machine, vcpus, &first, host_data)?);
-        Ok(Self { machine: Arc::new(machine), technology, shown, vcpus })
+        Ok(Self { machine: Arc::new(machine), technology, services, shown, vcpus })
     }
 }
 
@@ -99,8 +120,8 @@ impl hv::Vm for IsolatedVm {
 
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, HvError> {
         let cpuid = cpuid::for_vcpu(&self.shown, id, self.vcpus)?;
-        let machine = Arc::clone(&self.machine);
-        Ok(Box::new(IsolatedVcpu::create(machine, &self.technology, id, &cpuid)?))
+        let (machine, services) = (Arc::clone(&self.machine), self.services.clone());
+        Ok(Box::new(IsolatedVcpu::create(machine, &self.technology, services, id, &cpuid)?))
     }
 
     fn launch(&self, launch: &Launch<'_>, vcpus: &mut [Box<dyn Vcpu>]) -> Result<(), HvError> {

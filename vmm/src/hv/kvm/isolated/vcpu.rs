@@ -15,7 +15,7 @@ use zerocopy::IntoBytes as _;
 
 use super::abi::{self, run};
 use super::machine::{CpuidTable, Machine, failed};
-use super::{Technology, snp, tdx, words};
+use super::{Services, Technology, snp, tdx, words};
 use crate::hv::seam::{Argument, RunPage};
 use crate::hv::{Exit, HvError, Vcpu};
 
@@ -33,8 +33,7 @@ pub struct IsolatedVcpu {
     fd: Arc<OwnedFd>,
     page: RunPage,
     machine: Arc<Machine>,
-    /// What an SEV-SNP guest gets with its reports.
-    certificates: Option<Arc<[u8]>>,
+    services: Services,
     /// What a device reads or writes.
     data: Vec<u8>,
     /// Where in the page `data` goes before the guest is entered again.
@@ -46,6 +45,7 @@ impl IsolatedVcpu {
     pub fn create(
         machine: Arc<Machine>,
         technology: &Technology,
+        services: Services,
         id: u32,
         cpuid: &CpuId,
     ) -> Result<Self, HvError> {
@@ -56,8 +56,8 @@ impl IsolatedVcpu {
             machine.kernel().call(fd.as_fd(), request, argument).map_err(failed(request))
         };
         call(abi::SET_CPUID2, &mut table)?;
-        let certificates = match technology {
-            Technology::Snp(snp) => {
+        match technology {
+            Technology::Snp(_) => {
                 let entry =
                     kvm_msr_entry { index: MSR_MTRR_DEF_TYPE, reserved: 0, data: MTRR_ENABLED_WRITE_BACK };
                 let mut msrs = abi::MsrsHead { nmsrs: 1, pad: 0 }.as_bytes().to_vec();
@@ -67,17 +67,13 @@ impl IsolatedVcpu {
                     let source = io::Error::other(format!("expected 1 register to be set, found {set}"));
                     return Err(HvError::Call { call: abi::SET_MSRS.name, source });
                 }
-                snp.certificates()
             }
             // The module keeps the registers, and starts every virtual CPU in its reset state.
-            Technology::Tdx(_) => {
-                tdx::Tdx::init_vcpu(&machine, fd.as_fd())?;
-                None
-            }
-        };
+            Technology::Tdx(_) => tdx::Tdx::init_vcpu(&machine, fd.as_fd())?,
+        }
         let page = machine.kernel().map_run(fd.as_fd(), machine.run_bytes());
         let page = page.map_err(|source| HvError::Call { call: "mmap of kvm_run", source })?;
-        Ok(Self { fd, page, machine, certificates, data: Vec::new(), answer: None })
+        Ok(Self { fd, page, machine, services, data: Vec::new(), answer: None })
     }
 
     /// Enters the guest. False when there is nothing in the page to look at.
@@ -204,7 +200,7 @@ impl IsolatedVcpu {
     fn certificates(&mut self) -> Result<Exit<'static>, HvError> {
         const PAGES: usize = run::UNION + 8;
         const ANSWER: usize = run::UNION + 16;
-        let Some(table) = self.certificates.clone() else {
+        let Some(table) = self.services.certificates.clone() else {
             return Ok(Exit::Failed("request for certificates, which this machine never asks for".into()));
         };
         let (gpa, pages) = (self.field64(run::UNION)?, self.field64(PAGES)?);
@@ -237,19 +233,32 @@ impl IsolatedVcpu {
         })
     }
 
-    /// `KVM_EXIT_TDX`: flags u64, number u64, then the answer u64 and what the number says.
+    /// `KVM_EXIT_TDX`: flags u64, number u64, then the answer u64 and what the number says: for a quote the
+    /// buffer's address u64 and size u64.
     fn td_call(&mut self) -> Result<Exit<'static>, HvError> {
         const ANSWER: usize = run::UNION + 16;
+        const OPERANDS: usize = run::UNION + 24;
         const INFORMATION: usize = run::UNION + 32;
-        let number = self.field64(run::UNION + 8)?;
-        if number == tdx::TDVMCALL_GET_TD_VM_CALL_INFO {
-            // Beyond those that every host has, this one serves no calls: four registers of zeros.
-            self.set_field64(ANSWER, 0)?;
-            (0..4).try_for_each(|register| self.set_field64(INFORMATION + 8 * register, 0))?;
-        } else {
-            log::warn!("guest: TDX call {number:#x} is not served by this machine monitor");
-            self.set_field64(ANSWER, tdx::TDVMCALL_UNSUPPORTED)?;
-        }
+        let answer = match (self.field64(run::UNION + 8)?, &self.services.quoting) {
+            (tdx::TDVMCALL_GET_QUOTE, Some(service)) => {
+                let (gpa, size) = (self.field64(OPERANDS)?, self.field64(OPERANDS + 8)?);
+                let served = tdx::serve_quote(&self.machine, service, gpa, size);
+                if served { 0 } else { tdx::TDVMCALL_INVALID_OPERAND }
+            }
+            (tdx::TDVMCALL_GET_TD_VM_CALL_INFO, quoting) => {
+                // Of the optional calls, quotes may be served; four registers tell.
+                let quotes = if quoting.is_some() { tdx::TDVMCALL_INFO_GET_QUOTE } else { 0 };
+                for (index, register) in [quotes, 0, 0, 0].into_iter().enumerate() {
+                    self.set_field64(INFORMATION + 8 * index, register)?;
+                }
+                0
+            }
+            (number, _) => {
+                log::warn!("guest: TDX call {number:#x} is not served by this machine monitor");
+                tdx::TDVMCALL_UNSUPPORTED
+            }
+        };
+        self.set_field64(ANSWER, answer)?;
         Ok(Exit::Again)
     }
 }

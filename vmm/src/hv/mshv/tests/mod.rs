@@ -1,6 +1,7 @@
 //! Launches and exits on a hypervisor that is played.
 
 mod bindings;
+mod built;
 mod exits;
 mod launches;
 
@@ -168,12 +169,11 @@ fn image() -> Image {
     Image {
         platform: Platform::Snp,
         pages: vec![
-            page(WINDOW_GPA, PageKind::Shared, 7),
             page(0x10_2000, PageKind::Measured, 3),
             empty(0x14_6000, PageKind::Secrets),
             page(0x10_0000, PageKind::Measured, 1),
             page(0x10_1000, PageKind::Measured, 2),
-            empty(0x14_5000, PageKind::Cpuid),
+            Page { gpa: 0x14_5000, kind: PageKind::Cpuid, data: cpuid_page().into() },
             page(0x14_4000, PageKind::Unmeasured, 4),
             empty(0x14_2000, PageKind::Measured),
         ],
@@ -182,6 +182,15 @@ fn image() -> Image {
         guest_policy: Some(POLICY),
         id_block: None,
     }
+}
+
+/// A list of two leaves.
+fn cpuid_page() -> Vec<u8> {
+    let mut page: abi::CpuidPage = abi::zeroed();
+    page.count = 2.into();
+    page.entries[0].eax_in = 1.into();
+    page.entries[1].eax_in = 0x8000_001F.into();
+    page.as_bytes().to_vec()
 }
 
 /// The pages that a loader makes of an image: neighbours of one kind together.
@@ -206,7 +215,6 @@ fn runs(image: &Image) -> Vec<Run> {
 fn launch(kernel: &Arc<Recorder<Hypervisor>>, image: &Image) -> Result<MshvVm, HvError> {
     let vm = MshvVm::create(Arc::clone(kernel) as _, 2, POLICY)?;
     vm.map_private(RAM_GPA, Arc::new(MmapRegion::new(RAM_BYTES).unwrap()))?;
-    vm.map(WINDOW_GPA, Arc::new(MmapRegion::new(0x2000).unwrap()))?;
     let mut vcpus: Vec<Box<dyn Vcpu>> = vec![vm.create_vcpu(0)?, vm.create_vcpu(1)?];
     let runs = runs(image);
     vm.launch(&Launch { image, runs: &runs, host_data: HOST_DATA, vcpus: 2 }, &mut vcpus)?;

@@ -10,7 +10,6 @@ mod cpuid_page;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 use igvm::snp_defs::{SevSelector, SevVmsa};
 use kvm_bindings::{CpuId, kvm_regs, kvm_sregs};
@@ -44,8 +43,6 @@ const MAX_INTERRUPTIONS: u32 = 1000;
 #[derive(Debug)]
 pub struct Snp {
     sev: OwnedFd,
-    /// What guests get with their reports, where KVM asks for it.
-    certificates: Option<Arc<[u8]>>,
 }
 
 /// A command that was refused.
@@ -68,7 +65,7 @@ impl From<Refusal> for HvError {
 
 impl Snp {
     /// Makes `machine` an SEV-SNP one. It has no virtual CPUs yet.
-    pub fn init(machine: &Machine, certificates: Option<Vec<u8>>) -> Result<Self, HvError> {
+    pub fn init(machine: &Machine) -> Result<Self, HvError> {
         let cpuid = machine.supported()?;
         let found = cpuid.as_slice().iter().find(|entry| entry.function == LEAF_ENCRYPTION);
         let found = found.map_or(0, |entry| entry.ebx & 0x3F);
@@ -77,25 +74,20 @@ impl Snp {
         }
         let sev = machine.kernel().open(SEV_PATH);
         let sev = sev.map_err(|source| HvError::Open { path: SEV_DEVICE, source })?;
-        let mut snp = Self { sev, certificates: None };
+        let snp = Self { sev };
         let ghcb_version = abi::GHCB_VERSION;
         let mut init = abi::SevInit { ghcb_version, ..abi::SevInit::new_zeroed() };
         snp.command(machine, abi::INIT2, &mut init, Vec::new())?;
-        if let Some(certificates) = certificates {
-            match snp.send(machine, abi::ENABLE_REQ_CERTS, &mut []) {
-                Ok(()) => snp.certificates = Some(certificates.into()),
-                Err(refusal) if refusal.source.raw_os_error() == Some(libc::EINVAL) => {
-                    log::warn!("this kernel cannot hand certificates to guests: they get none");
-                }
-                Err(refusal) => return Err(refusal.into()),
-            }
-        }
         Ok(snp)
     }
 
-    /// The certificates that guests get with their reports.
-    pub fn certificates(&self) -> Option<Arc<[u8]>> {
-        self.certificates.clone()
+    /// Has KVM ask for certificates when the guest wants a report. False where this kernel never asks.
+    pub fn enable_certificates(&self, machine: &Machine) -> Result<bool, HvError> {
+        match self.send(machine, abi::ENABLE_REQ_CERTS, &mut []) {
+            Ok(()) => Ok(true),
+            Err(refusal) if refusal.source.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+            Err(refusal) => Err(refusal.into()),
+        }
     }
 
     /// Launches: afterwards virtual CPUs may run.

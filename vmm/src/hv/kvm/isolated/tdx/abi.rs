@@ -71,5 +71,11 @@ pub const INIT_MEM_REGION_SOURCE: usize = 0;
 
 /// `TDG.VP.VMCALL<GetTdVmCallInfo>`.
 pub const TDVMCALL_GET_TD_VM_CALL_INFO: u64 = 0x10000;
+/// `TDG.VP.VMCALL<GetQuote>`: the address of a buffer and its size.
+pub const TDVMCALL_GET_QUOTE: u64 = 0x10002;
+/// What `GetTdVmCallInfo` says of `GetQuote` in its first register.
+pub const TDVMCALL_INFO_GET_QUOTE: u64 = 1;
+/// What a request gets whose operands are wrong (`TDVMCALL_STATUS_INVALID_OPERAND`).
+pub const TDVMCALL_INVALID_OPERAND: u64 = 0x8000_0000_0000_0000;
 /// What a request gets that this program does not serve (`TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED`).
 pub const TDVMCALL_UNSUPPORTED: u64 = 0x8000_0000_0000_0003;

@@ -4,6 +4,7 @@
 //! each virtual CPU, then all RAM private, one `INIT_MEM_REGION` for each run of pages, `FINALIZE_VM`.
 
 mod abi;
+mod quote;
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -20,7 +21,11 @@ use super::pages::{PAGE_BYTES, Pages};
 use crate::hv::seam::{Argument, Nested};
 use crate::hv::{HvError, Launch, Run};
 
-pub use abi::{TDVMCALL_GET_TD_VM_CALL_INFO, TDVMCALL_UNSUPPORTED};
+pub use abi::{
+    TDVMCALL_GET_QUOTE, TDVMCALL_GET_TD_VM_CALL_INFO, TDVMCALL_INFO_GET_QUOTE, TDVMCALL_INVALID_OPERAND,
+    TDVMCALL_UNSUPPORTED,
+};
+pub use quote::serve as serve_quote;
 
 /// The type of machine.
 pub const MACHINE_TYPE: MachineType =

@@ -13,7 +13,7 @@ use launch::plan::HostData;
 use launch::snp::{Backend, steps, vmsa};
 use vm_memory::MmapRegion;
 
-use super::IsolatedVm;
+use super::{IsolatedVm, Services};
 use crate::hv::seam::Kernel;
 use crate::hv::seam::recorder::{Entry, Recorder};
 use crate::hv::{HvError, Launch, Run, Vcpu, Vm as _};
@@ -105,8 +105,8 @@ struct Launched {
 fn make(kernel: &Recording, platform: Platform, vcpus: u32) -> Result<IsolatedVm, HvError> {
     let kernel: Arc<dyn Kernel> = Arc::clone(kernel) as _;
     match platform {
-        Platform::Snp => IsolatedVm::snp(kernel, vcpus, None),
-        _ => IsolatedVm::tdx(kernel, vcpus, HOST_DATA),
+        Platform::Snp => IsolatedVm::snp(kernel, vcpus, Services::default()),
+        _ => IsolatedVm::tdx(kernel, vcpus, HOST_DATA, Services::default()),
     }
 }
 

@@ -296,11 +296,15 @@ mod certificates {
 
     const TABLE: [u8; 5000] = [0x5A; 5000];
 
+    fn services() -> Services {
+        Services { certificates: Some(TABLE.to_vec().into()), quoting: None }
+    }
+
     /// Asks for certificates, and says what is answered: the answer, the number of pages, and what lies at
     /// 0x8000 of shared memory then.
     fn ask(gpa: u64, pages: u64) -> (u64, u64, Vec<u8>) {
         let kernel = recorder(Platform::Snp);
-        let vm = IsolatedVm::snp(Arc::clone(&kernel) as _, 1, Some(TABLE.to_vec())).unwrap();
+        let vm = IsolatedVm::snp(Arc::clone(&kernel) as _, 1, services()).unwrap();
         let ram = Arc::new(MmapRegion::new(RAM_BYTES).unwrap());
         vm.map_private(0, Arc::clone(&ram)).unwrap();
         let mut vcpus = vec![vm.create_vcpu(0).unwrap()];
@@ -338,13 +342,89 @@ mod certificates {
     fn a_kernel_that_cannot_hand_them_over_is_put_up_with() {
         let log = |errno| {
             let asked = recorder(Platform::Snp);
-            IsolatedVm::snp(Arc::clone(&asked) as _, 1, Some(TABLE.to_vec())).unwrap();
+            IsolatedVm::snp(Arc::clone(&asked) as _, 1, services()).unwrap();
             let at =
                 asked.log().iter().position(|entry| entry.name == "KVM_SEV_SNP_ENABLE_REQ_CERTS").unwrap();
             let kernel = Arc::new(Recorder::failing(Played::new(Platform::Snp), at, errno));
-            IsolatedVm::snp(kernel, 1, Some(TABLE.to_vec())).map(drop).map_err(|error| error.to_string())
+            IsolatedVm::snp(kernel, 1, services()).map(drop).map_err(|error| error.to_string())
         };
         assert_eq!(log(libc::EINVAL), Ok(()));
         assert!(log(libc::EPERM).unwrap_err().contains("KVM_SEV_SNP_ENABLE_REQ_CERTS"));
+    }
+}
+
+mod quotes {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixListener;
+    use std::path::Path;
+
+    use vm_memory::{Bytes as _, VolatileMemory as _};
+
+    use super::*;
+
+    const BUFFER: u64 = 0x8000;
+
+    /// Has a guest with `head` at the start of its buffer ask `service` for a quote. Says what the call answers,
+    /// and what lies in the buffer then.
+    fn ask(service: &Path, head: [u64; 3], gpa: u64, size: u64) -> (u64, Vec<u8>) {
+        let kernel = recorder(Platform::Tdx);
+        let services = Services { certificates: None, quoting: Some(service.into()) };
+        let vm = IsolatedVm::tdx(Arc::clone(&kernel) as _, 1, HOST_DATA, services).unwrap();
+        let ram = Arc::new(MmapRegion::new(RAM_BYTES).unwrap());
+        vm.map_private(0, Arc::clone(&ram)).unwrap();
+        let mut vcpus = vec![vm.create_vcpu(0).unwrap()];
+        let image = image(Platform::Tdx);
+        vm.launch(&Launch { image: &image, runs: &[], host_data: HOST_DATA, vcpus: 1 }, &mut vcpus).unwrap();
+        let request: Vec<u8> = head.iter().flat_map(|field| field.to_le_bytes()).chain([7; 1024]).collect();
+        ram.as_volatile_slice().write_slice(&request, 0x8000).unwrap();
+        kernel.part().exits = VecDeque::from([exit(40, &[0, 0x10002, u64::MAX, gpa, size]), exit(8, &[])]);
+        assert!(matches!(vcpus[0].run(), Ok(Exit::Again)));
+        vcpus[0].run().map(drop).unwrap();
+        let mut buffer = vec![0; 64];
+        ram.as_volatile_slice().read_slice(&mut buffer, 0x8000).unwrap();
+        let answer = u64_at(&kernel.part().entered[1], UNION + 16);
+        (answer, buffer)
+    }
+
+    #[test]
+    fn a_report_becomes_the_services_quote() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("service");
+        let listener = UnixListener::bind(&path).unwrap();
+        let service = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = vec![0; 28 + 1024];
+            stream.read_exact(&mut request).unwrap();
+            assert_eq!(request[28..], [7; 1024]);
+            let fields = [27_u32.to_be(), 1 << 16 | 1, 1, 27, 0, 0, 3];
+            let answer: Vec<u8> =
+                fields.iter().flat_map(|field| field.to_le_bytes()).chain(*b"QUO").collect();
+            stream.write_all(&answer).unwrap();
+        });
+        let (answer, buffer) = ask(&path, [1, u64::MAX, 1024], BUFFER, 0x4000);
+        service.join().unwrap();
+        assert_eq!((answer, u64_at(&buffer, 0), u64_at(&buffer, 8)), (0, 1, 0));
+        assert_eq!((u32_at(&buffer, 20), &buffer[24..27]), (3, &b"QUO"[..]));
+    }
+
+    #[test]
+    fn without_a_service_the_buffer_says_so() {
+        let (answer, buffer) = ask(Path::new("/nonexistent/service"), [1, 0, 1024], BUFFER, 0x4000);
+        assert_eq!((answer, u64_at(&buffer, 8), u32_at(&buffer, 20)), (0, 0x8000_0000_0000_0001, 0));
+    }
+
+    #[test]
+    fn buffers_that_are_none_are_refused() {
+        const INVALID: u64 = 0x8000_0000_0000_0000;
+        let service = Path::new("/nonexistent/service");
+        for (gpa, size) in
+            [(BUFFER, 1047), (0xD000_0000, 0x4000), (u64::MAX, 0x4000), (RAM_BYTES as u64 - 8, 0x4000)]
+        {
+            assert_eq!(ask(service, [1, 5, 1024], gpa, size).0, INVALID, "{gpa:#x} {size:#x}");
+        }
+        for head in [[2, 5, 1024], [1, 5, 1023], [1, 5, u64::from(u32::MAX)]] {
+            let (answer, buffer) = ask(service, head, BUFFER, 0x4000);
+            assert_eq!((answer, u64_at(&buffer, 8)), (0, INVALID), "{head:?}");
+        }
     }
 }
