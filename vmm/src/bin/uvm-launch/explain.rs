@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use ::measure::bundle::{Bundle, MAX_BUNDLE_BYTES};
-use ::measure::explain::claims::Claims;
-use ::measure::explain::{Candidate, Circumstances, Explanation, Finding, Match, explain};
 use anyhow::{Context as _, Result};
 use launch::image::{Image, Platform};
+use measure::bundle::{Bundle, MAX_BUNDLE_BYTES};
+use measure::explain::claims::Claims;
+use measure::explain::{Candidate, Circumstances, Explanation, Finding, Match, explain};
 
 use crate::input::{EXIT_STATUS, HostDataArguments, ImageFile, NO, YES, print_json, read};
 

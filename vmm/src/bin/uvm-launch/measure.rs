@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use ::measure::cpu::Model;
-use ::measure::profile::{Profile, backend_name};
 use anyhow::Result;
 use launch::plan::Tee;
+use measure::cpu::Model;
+use measure::profile::{Profile, backend_name};
 use serde::Serialize;
 
 use crate::input::{EXIT_STATUS, ImageFile, YES, print_json};

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use ::measure::profile::Profile;
 use anyhow::{Context as _, Result, bail};
 use launch::plan::Tee;
+use measure::profile::Profile;
 
 use crate::input::{ImageFile, bytes};
 use crate::launch_arguments::{Loader, check_limit};

@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 
-use ::measure::profile::Profile;
 use anyhow::{Result, bail, ensure};
 use attestation::endorsement::{self, Issuer};
 use attestation::snp::{self, PolicyRule};
@@ -12,6 +11,7 @@ use attestation::{Expect, tdx};
 use clap::ValueEnum;
 use evidence::policy::GuestPolicy;
 use launch::plan::{HostData, Tee};
+use measure::profile::Profile;
 
 use super::floor::Floor;
 use crate::input::{HostDataArguments, ImageFile, bytes, number, read};
