@@ -17,6 +17,7 @@ use vmm_client::{Vmm, monotonic_us};
 use super::handshake;
 use super::report::{self, Nonce};
 use super::state_dir::StateDir;
+use crate::input::write;
 
 /// How long a guest may take to become ready, where that is waited for.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -197,7 +198,7 @@ impl Machine {
                     eprintln!("uvm-launch: the agent serves, behind {}", vsock.display());
                     self.timeline.ready(at_us, ready.init_to_ready_us);
                     if let (Some(path), Some(nonce)) = (&arguments.report, &arguments.nonce) {
-                        report::fetch(vsock, nonce)?.write(path)?;
+                        write(path, &report::fetch(vsock, nonce)?.to_json()?)?;
                     }
                     if arguments.until_ready {
                         vmm.stop()?;
