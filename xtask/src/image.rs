@@ -21,8 +21,7 @@ pub const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// The stub runs without an operating system: no red zone under interrupts, one fixed address. Nothing in it may
 /// execute CPUID in a confidential guest, so the hash crate must not detect features.
-pub const STUB_FLAGS: &str =
-    "-C no-redzone=yes -C relocation-model=static --cfg sha2_backend=\"soft\"";
+pub const STUB_FLAGS: &str = "-C no-redzone=yes -C relocation-model=static --cfg sha2_backend=\"soft\"";
 /// The agent is alone in its file system.
 const AGENT_FLAGS: &str = "-C target-feature=+crt-static";
 
