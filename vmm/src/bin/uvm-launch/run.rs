@@ -15,9 +15,9 @@ use sha2::{Digest as _, Sha256};
 use vmm_client::{Vmm, monotonic_us};
 
 use super::handshake;
+use super::input::write;
 use super::report::{self, Nonce};
 use super::state_dir::StateDir;
-use crate::input::write;
 
 /// How long a guest may take to become ready, where that is waited for.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
