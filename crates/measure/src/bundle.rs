@@ -72,7 +72,9 @@ impl Bundle {
             report: hex::encode(&self.report),
             certificates: hex::encode(&self.certificates),
         };
-        serde_json::to_vec_pretty(&wire).map_err(BundleError::Syntax)
+        let mut json = serde_json::to_vec_pretty(&wire).map_err(BundleError::Syntax)?;
+        json.push(b'\n');
+        Ok(json)
     }
 }
 

@@ -4,7 +4,7 @@ use boot_abi::KERNEL_GPA;
 use evidence::policy::GuestPolicy;
 use igvm::IgvmDirectiveHeader;
 use launch::digest::page_digest;
-use launch::image::{Image, Page, PageKind, Parameter};
+use launch::image::{Image, Page, PageKind, Parameter, Platform};
 use launch::layout::{LOW_RAM_MAX, PAGE_SIZE};
 use serde::Serialize;
 use sha2::{Digest as _, Sha384};
@@ -27,8 +27,9 @@ pub struct Contents {
     pub layout: Layout,
     /// How many pages there are of each kind.
     pub pages: Counts,
-    /// Estimated time that the secure processor takes to measure them, in milliseconds.
-    pub estimated_launch_ms: usize,
+    /// Estimated time that a secure processor takes to measure them, in milliseconds; none for an ordinary machine,
+    /// where nobody does.
+    pub estimated_launch_ms: Option<usize>,
     /// The guest policy, where there is one.
     pub policy: Option<Policy>,
     /// The ID block, where there is one.
@@ -147,7 +148,8 @@ impl Contents {
                 unmeasured: count(PageKind::Unmeasured) + count(PageKind::Secrets) + count(PageKind::Cpuid),
                 shared: count(PageKind::Shared),
             },
-            estimated_launch_ms: measured * ESTIMATED_MS_PER_PAGE,
+            estimated_launch_ms: (image.platform != Platform::Native)
+                .then_some(measured * ESTIMATED_MS_PER_PAGE),
             policy: image.guest_policy.map(Policy::of),
             id_block: image.id_block.as_deref().and_then(id_block),
             command_line: config.as_ref().map(config::command_line),

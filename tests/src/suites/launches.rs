@@ -51,7 +51,8 @@ fn timeline(bed: &Bed) -> Result<()> {
     let outcome = own_image(bed, &[])?.expect_status(0)?;
     let steps = steps(&outcome)?;
     let names: Vec<&str> = steps.iter().map(|(name, _)| name.as_str()).collect();
-    let expected = ["vmm_start", "launched", "first_entry", "stub", "kernel_entry", "init", "agent_ready"];
+    let expected =
+        ["vmm_start", "launched", "first_entry", "stub", "copied", "kernel_entry", "init", "agent_ready"];
     ensure!(names == expected, "expected {expected:?}, found {names:?}");
     ensure!(steps.is_sorted_by_key(|(_, at)| *at), "times go backwards: {steps:?}");
     Ok(())

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     let set_up = init::set_up();
     log::open(init::command_line_has("uvm.debug"));
     if let Err(error) = run(set_up.map_err(anyhow::Error::from), init_us) {
-        note!("the agent does not serve: {error:#}");
+        note!("the agent does not serve: {}", words(&error));
     }
     // Without an agent there is nothing that this guest could be good for.
     init::power_off();
@@ -57,7 +57,7 @@ fn run(set_up: anyhow::Result<()>, init_us: u64) -> anyhow::Result<()> {
         let _server = match served {
             Ok(server) => server,
             Err(error) => {
-                host.refuse(&format!("{error:#}")).await?;
+                host.refuse(&words(&error)).await?;
                 return Err(error);
             }
         };
@@ -81,6 +81,17 @@ async fn start(host: &mut Host) -> anyhow::Result<Server> {
     serve(listen()?, Arc::new(sandbox), attester, Ending::PowerOff).await.context("start the server")
 }
 
+/// An error with its causes, each said once: some errors name their cause themselves.
+fn words(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// Accepts connections from the host alone: a container could otherwise dial its own guest.
 fn listen() -> anyhow::Result<Listener> {
     let address = VsockAddr::new(VMADDR_CID_ANY, AGENT_PORT);
@@ -94,4 +105,21 @@ fn listen() -> anyhow::Result<Listener> {
             }
         }
     })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("mount x: {0}")]
+    struct Mount(#[from] std::io::Error);
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let cause = || std::io::Error::other("no such device");
+        assert_eq!(words(&Mount(cause()).into()), "mount x: no such device");
+        let error = anyhow::Error::from(cause()).context("start the server");
+        assert_eq!(words(&error), "start the server: no such device");
+    }
 }

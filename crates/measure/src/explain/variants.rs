@@ -45,7 +45,7 @@ pub fn search(image: &Image, wanted: LaunchDigest, most_vcpus: u32, policy: u64)
     }
     let changed = with_policy(image, policy)?;
     let pages = chain(&changed, Backend::Kvm);
-    let areas = SaveAreas { first: (**first), other: vmsa::reset(vmsa::RESET_RDX), cause: String::new() };
+    let areas = SaveAreas { first: **first, other: vmsa::reset(vmsa::RESET_RDX), cause: String::new() };
     let vcpus = among(&pages, &areas, wanted, most_vcpus)?;
     Some((vcpus, format!("the image is built for guest policy {policy:#x}, and is otherwise this one")))
 }

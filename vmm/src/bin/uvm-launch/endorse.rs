@@ -16,7 +16,7 @@ use crate::signed_launch;
 #[command(after_help = EXIT_STATUS)]
 pub struct Arguments {
     #[command(flatten)]
-    launch: signed_launch::Arguments,
+    launch: signed_launch::LaunchArguments,
     /// The line of images that this is a version of, such as ConfAKS-AMD-UVM.
     #[arg(long)]
     feed: String,

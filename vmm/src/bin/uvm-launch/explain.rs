@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use ::measure::bundle::{Bundle, MAX_BUNDLE_BYTES};
-use ::measure::explain::claims::Claims;
-use ::measure::explain::{Candidate, Circumstances, Explanation, Finding, Match, explain};
 use anyhow::{Context as _, Result};
+use launch::image::{Image, Platform};
+use measure::bundle::{Bundle, MAX_BUNDLE_BYTES};
+use measure::explain::claims::Claims;
+use measure::explain::{Candidate, Circumstances, Explanation, Finding, Match, explain};
 
 use crate::input::{EXIT_STATUS, HostDataArguments, ImageFile, NO, YES, print_json, read};
 
@@ -33,9 +34,13 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let claims = Claims::parse(&bundle.report).with_context(|| shown.to_string())?;
     let files: Result<Vec<ImageFile>> = arguments.image.iter().map(|path| ImageFile::read(path)).collect();
     let files = files?;
-    let candidates =
-        files.iter().flat_map(|file| file.images.iter().map(|image| Candidate { name: &file.name, image }));
-    let candidates: Vec<Candidate<'_>> = candidates.collect();
+    // No report is of an ordinary machine.
+    let measured = |image: &&Image| image.platform != Platform::Native;
+    let mut candidates = Vec::new();
+    for file in &files {
+        let parts = file.images.iter().filter(measured);
+        candidates.extend(parts.map(|image| Candidate { name: &file.name, image }));
+    }
     let known =
         Circumstances { provider: bundle.provider.as_deref(), host_data: arguments.host_data.resolve()? };
     let explanation = explain(&claims, &candidates, &known);

@@ -23,7 +23,7 @@ const NO_ID: &str = "00000000000000000000000000000000";
 #[command(after_help = EXIT_STATUS)]
 pub struct Arguments {
     #[command(flatten)]
-    launch: signed_launch::Arguments,
+    launch: signed_launch::LaunchArguments,
     /// The guest policy that goes with --measurement.
     #[arg(long, value_name = "NUMBER", value_parser = number, conflicts_with = "image")]
     guest_policy: Option<u64>,

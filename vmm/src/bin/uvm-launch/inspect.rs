@@ -95,7 +95,7 @@ fn show_platform(contents: &Contents) {
     for run in &contents.runs {
         let digest = run.sha384.as_ref().map(|digest| format!("  {digest}")).unwrap_or_default();
         println!(
-            "    {:>12}..{:<12} {:>5} {:<10} {}{digest}",
+            "    {:>12}..{:<12} {:>5} {:<10} {:<28}{digest}",
             run.gpa, run.end, run.pages, run.kind, run.role
         );
     }
@@ -105,12 +105,13 @@ fn show_cost(contents: &Contents) {
     let pages = contents.pages;
     println!("  layout {}: {} pages measured", contents.layout, pages.measured);
     println!("    {} private pages whose content is not measured, {} shared", pages.unmeasured, pages.shared);
-    println!(
-        "    estimate: {} ms in the secure processor, at about {ESTIMATED_MS_PER_PAGE} ms a measured page",
-        contents.estimated_launch_ms
-    );
-    if contents.layout == Layout::Window {
-        println!("    (in layout measured, the kernel would add {} measured pages)", pages.shared);
+    if let Some(ms) = contents.estimated_launch_ms {
+        println!(
+            "    estimate: {ms} ms in the secure processor, at about {ESTIMATED_MS_PER_PAGE} ms a measured page"
+        );
+        if contents.layout == Layout::Window {
+            println!("    (in layout measured, the kernel would add {} measured pages)", pages.shared);
+        }
     }
 }
 

@@ -74,3 +74,13 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn every_subcommand_is_well_formed() {
+        super::Arguments::command().debug_assert();
+    }
+}

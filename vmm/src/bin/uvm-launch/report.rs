@@ -9,9 +9,11 @@ use agent_protocol::rpc::evidence::{ReportRequest, ReportResponse};
 use agent_protocol::rpc::evidence_ttrpc::EvidenceClient;
 use agent_protocol::{AGENT_PORT, MAX_NONCE};
 use anyhow::{Context as _, Result, anyhow, bail};
-use serde::{Deserialize, Serialize};
+use measure::bundle::Bundle;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
+
+use crate::input::write;
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,35 +52,12 @@ pub fn nonce(text: &str) -> Result<Nonce> {
     Ok(Nonce(bytes))
 }
 
-/// Evidence about a machine, as its agent gave it: unverified. Bytes are in hexadecimal.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Bundle {
-    /// Who provides it: `sim`, or the provider's name in configfs-tsm.
-    pub provider: String,
-    /// The report or quote.
-    pub report: String,
-    /// The table of certificates that came with it; empty where none did.
-    pub certificates: String,
-}
-
-impl Bundle {
-    /// Writes the bundle as JSON to `path`.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        let json = serde_json::to_string_pretty(self)? + "\n";
-        std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
-    }
-}
-
 /// Fetches one report.
 pub fn run(arguments: &Arguments) -> Result<u8> {
     let bundle = fetch(&arguments.vsock, &arguments.nonce)?;
     match &arguments.out {
-        Some(path) => bundle.write(path)?,
-        None => println!("{}", serde_json::to_string_pretty(&bundle)?),
+        Some(path) => write(path, &bundle.to_json()?)?,
+        None => print!("{}", String::from_utf8(bundle.to_json()?)?),
     }
     Ok(0)
 }
@@ -94,8 +73,7 @@ pub fn fetch(vsock: &Path, nonce: &Nonce) -> Result<Bundle> {
     let answer = runtime.block_on(ask(stream, nonce)).context("the agent gave no report")?;
     // The guest chose these words: nothing of them may act on a terminal.
     let provider = answer.provider.chars().filter(|c| !c.is_control()).take(32).collect();
-    let (report, certificates) = (hex::encode(answer.report), hex::encode(answer.certificates));
-    Ok(Bundle { provider, report, certificates })
+    Ok(Bundle { provider: Some(provider), report: answer.report, certificates: answer.certificates })
 }
 
 async fn ask(stream: UnixStream, nonce: &Nonce) -> Result<ReportResponse> {

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use agent_protocol::handshake::HandshakeError;
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 use launch::control::{Event, Exit, Measurement, STATUS_LAUNCH_REFUSED};
 use launch::plan::{HostData, Hypervisor, LaunchPlan, Tee};
 use launch::timeline::{Reached, Timeline, table};
@@ -15,11 +15,14 @@ use sha2::{Digest as _, Sha256};
 use vmm_client::{Vmm, monotonic_us};
 
 use super::handshake;
+use super::input::write;
 use super::report::{self, Nonce};
 use super::state_dir::StateDir;
 
 /// How long a guest may take to become ready, where that is waited for.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a machine whose handshake broke off may take to say that it has ended.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Exit status when the agent refused to serve.
 const STATUS_AGENT_REFUSED: u8 = 15;
 
@@ -174,12 +177,14 @@ impl Machine {
         vmm: &Vmm,
         vsock: &Path,
     ) -> Result<End> {
-        let deadline = arguments.until_ready.then(|| Instant::now() + READY_TIMEOUT);
+        let mut deadline = arguments.until_ready.then(|| Instant::now() + READY_TIMEOUT);
+        let mut broken = None;
         loop {
             let left = deadline.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
             let Ok(item) = news.recv_timeout(left.min(Duration::from_secs(3600 * 24))) else {
                 if deadline.is_some_and(|end| Instant::now() >= end) {
-                    bail!("the agent was not ready within {} s", READY_TIMEOUT.as_secs());
+                    let late = || anyhow!("the agent was not ready within {} s", READY_TIMEOUT.as_secs());
+                    return Err(broken.unwrap_or_else(late));
                 }
                 continue;
             };
@@ -197,17 +202,20 @@ impl Machine {
                     eprintln!("uvm-launch: the agent serves, behind {}", vsock.display());
                     self.timeline.ready(at_us, ready.init_to_ready_us);
                     if let (Some(path), Some(nonce)) = (&arguments.report, &arguments.nonce) {
-                        report::fetch(vsock, nonce)?.write(path)?;
+                        write(path, &report::fetch(vsock, nonce)?.to_json()?)?;
                     }
                     if arguments.until_ready {
                         vmm.stop()?;
                     }
                 }
-                News::Handshake(Err(error)) => match error.downcast() {
+                News::Handshake(Err(error)) => match error.downcast_ref() {
                     // It powers itself off.
-                    Ok(HandshakeError::Refused(why)) => self.agent_refused = Some(why),
-                    Ok(error) => return Err(error).context("the guest's agent"),
-                    Err(error) => return Err(error.context("the guest's agent")),
+                    Some(HandshakeError::Refused(why)) => self.agent_refused = Some(why.clone()),
+                    // Most often the machine is ending, and why it ends says more.
+                    _ => {
+                        broken = Some(error.context("the guest's agent"));
+                        deadline = Some(Instant::now() + END_TIMEOUT);
+                    }
                 },
             }
         }

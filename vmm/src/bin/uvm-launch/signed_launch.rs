@@ -2,16 +2,16 @@
 
 use std::path::PathBuf;
 
-use ::measure::profile::Profile;
 use anyhow::{Context as _, Result, bail};
 use launch::plan::Tee;
+use measure::profile::Profile;
 
 use crate::input::{ImageFile, bytes};
 use crate::launch_arguments::{Loader, check_limit};
 
 /// Arguments that name it.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub struct LaunchArguments {
     /// The image.
     #[arg(long, value_name = "FILE", required_unless_present = "measurement")]
     image: Option<PathBuf>,
@@ -35,7 +35,7 @@ pub struct SignedLaunch {
     pub policy: Option<u64>,
 }
 
-impl Arguments {
+impl LaunchArguments {
     /// Reads the image, if there is one, and measures it.
     pub fn resolve(&self) -> Result<SignedLaunch> {
         if let Some(digest) = self.measurement {

@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 
-use ::measure::profile::Profile;
 use anyhow::{Result, bail, ensure};
 use attestation::endorsement::{self, Issuer};
 use attestation::snp::{self, PolicyRule};
@@ -12,6 +11,7 @@ use attestation::{Expect, tdx};
 use clap::ValueEnum;
 use evidence::policy::GuestPolicy;
 use launch::plan::{HostData, Tee};
+use measure::profile::Profile;
 
 use super::floor::Floor;
 use crate::input::{HostDataArguments, ImageFile, bytes, number, read};
@@ -34,7 +34,7 @@ enum Waiver {
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub struct DemandArguments {
     /// Launch measurement that will do; may be given several times.
     #[arg(long, value_name = "HEX", value_parser = bytes::<48>)]
     measurement: Vec<[u8; 48]>,
@@ -175,7 +175,7 @@ impl Trusted {
     }
 }
 
-impl Arguments {
+impl DemandArguments {
     /// Reads what the arguments name.
     pub fn resolve(&self, now: u64) -> Result<Demands> {
         let (measured, policies) = self.of_images()?;

@@ -37,7 +37,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     collateral: Option<PathBuf>,
     #[command(flatten)]
-    demands: demands::Arguments,
+    demands: demands::DemandArguments,
     /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
