@@ -3,6 +3,8 @@
 //! Types of a particular hypervisor never leave its module. What only one of them knows (page states, memory
 //! faults, requests for certificates) it answers by itself and enters the guest again.
 
+#[cfg(test)]
+mod built;
 pub mod id_block;
 pub mod kvm;
 pub mod mshv;

@@ -1,5 +1,6 @@
 //! Recorded launches: KVM and the processors behind it are played, byte for byte.
 
+mod built;
 mod kernel;
 mod runtime;
 mod snp;
