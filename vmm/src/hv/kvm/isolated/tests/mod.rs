@@ -55,7 +55,7 @@ fn page(gpa: u64, kind: PageKind, fill: u8) -> Page {
     Page { gpa, kind, data: data.into() }
 }
 
-/// Six runs of private pages: three of measured pages that touch each other, and four of one page each.
+/// Three measured pages that touch each other, one page of each other kind, and a shared one.
 fn image(platform: Platform) -> Image {
     use PageKind::{Cpuid, Measured, Secrets, Shared, Unmeasured};
     let mut pages = vec![
