@@ -195,7 +195,8 @@ fn a_refusal_of_the_hypervisors_is_put_in_words() {
 
 #[test]
 fn what_cannot_be_launched_is_refused_before_anything_is_irrevocable() {
-    let cases: [(&str, fn(&mut Image, &mut Vec<Run>)); 8] = [
+    type Spoil = fn(&mut Image, &mut Vec<Run>);
+    let cases: [(&str, Spoil); 8] = [
         ("SEV-SNP save area", |image, _| image.start = Start::Reset),
         ("guest policy 0x30000", |image, _| image.guest_policy = Some(0x7_0000)),
         ("order of their addresses", |_, runs| runs.swap(0, 1)),

@@ -103,9 +103,10 @@ impl Played {
         };
         let mut functions = vec![
             entry(0, 0, 0x10, 1),
-            entry(1, 0, 0xA0_0F11, 0),
+            // With RDRAND, which the boot stub insists on.
+            kvm_cpuid_entry2 { ecx: 1 << 30, ..entry(1, 0, 0xA0_0F11, 0) },
             kvm_cpuid_entry2 { function: 3, ..Default::default() },
-            entry(0xD, 0, 7, 0x340),
+            kvm_cpuid_entry2 { ecx: 0x340, ..entry(0xD, 0, 7, 0x340) },
             entry(0xD, 1, 0xF, 0x340),
             entry(0x4000_0000, 0, 0x4000_0001, 0x4B4D_564B),
             entry(0x4000_0001, 0, u32::MAX, 0),

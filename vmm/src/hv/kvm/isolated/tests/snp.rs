@@ -265,6 +265,8 @@ fn the_guest_is_told_of_the_processor_but_not_of_paravirtual_memory() {
     assert_eq!(functions.len(), 8, "the function of zeros is left out");
     assert_eq!(u32_at(leaf(0x4000_0001), 24), 1 << 1 | 1 << 3 | 1 << 24);
     assert_eq!(u32_at(leaf(0x8000_001F), 28) & 0x3F, 51);
+    let page: &[u8; 4096] = page[..].try_into().unwrap();
+    boot_stub::snp::cpuid::check(page).expect("the boot stub takes the page");
 }
 
 #[test]
