@@ -8,7 +8,7 @@ use boot_abi::{
     CONFIG_GPA, CPUID_GPA, DSDT_GPA, KERNEL_GPA, LOADED_RANGES, LoadedRange, MAILBOX_GPA, PAGE_TABLES_GPA,
     PARAMS_GPA, RESET_PAGE_GPA, SECRETS_GPA, STUB_GPA, VMSA_GPA,
 };
-use launch::image::{PageKind, Platform};
+use launch::image::PageKind;
 use launch::layout::{LOW_RAM_MAX, WINDOW_BASE};
 use launch::plan::Tee;
 
@@ -62,10 +62,11 @@ pub fn list<'a>(
     dsdt: &'a [u8],
     recipe: &Recipe,
 ) -> Result<Vec<Piece<'a>>, BuildError> {
-    let of = |wanted: &[Tee]| recipe.tees.iter().copied().filter(|tee| wanted.contains(tee)).collect();
+    let of = |wanted: &[Tee]| -> Vec<Tee> {
+        recipe.tees.iter().copied().filter(|tee| wanted.contains(tee)).collect()
+    };
     let all = || recipe.tees.clone();
-    let snp = |platform: Platform| platform == Platform::Snp;
-    let snp_like: Vec<Tee> = all().into_iter().filter(|tee| snp(tee.platform())).collect();
+    let snp = || of(&[Tee::Sim, Tee::Snp]);
     let bytes = |gpa, tees: Vec<Tee>, kind, bytes: Cow<'a, [u8]>| Piece {
         gpa,
         tees,
@@ -82,9 +83,9 @@ pub fn list<'a>(
         Piece { gpa: CONFIG_GPA, tees: all(), content: Content::Config },
         measured(DSDT_GPA, all(), dsdt.into()),
         Piece { gpa: PARAMS_GPA, tees: all(), content: Content::Parameters },
-        bytes(CPUID_GPA, snp_like.clone(), PageKind::Cpuid, cpuid::page().into()),
-        bytes(SECRETS_GPA, snp_like.clone(), PageKind::Secrets, page_of_zeros()),
-        Piece { gpa: VMSA_GPA, tees: snp_like, content: Content::SaveArea },
+        bytes(CPUID_GPA, snp(), PageKind::Cpuid, cpuid::page().into()),
+        bytes(SECRETS_GPA, snp(), PageKind::Secrets, page_of_zeros()),
+        Piece { gpa: VMSA_GPA, tees: snp(), content: Content::SaveArea },
         measured(MAILBOX_GPA, of(&[Tee::Tdx]), page_of_zeros()),
         match recipe.layout {
             Layout::Window => bytes(WINDOW_BASE, all(), PageKind::Shared, kernel.file.into()),
