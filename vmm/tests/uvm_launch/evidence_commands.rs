@@ -118,7 +118,7 @@ fn verify_names_what_fails() {
         (with("report.json", "other.json"), "measurement"),
         (with("report.json", "debug.json"), "debug"),
         (with("policy.rego", "sim.toml"), "host data"),
-        ([&DEMANDS[..], &["--min-tcb", "milan:bootloader=255,tee=0,snp=0,microcode=0"]].concat(), "TCB"),
+        ([&DEMANDS[..], &["--min-tcb", "genoa:bootloader=10,tee=0,snp=23,microcode=85"]].concat(), "TCB"),
         ([&DEMANDS[..], &["--min-guest-svn", "1"]].concat(), "SVN"),
         ([&DEMANDS[..], &["--time", "1"]].concat(), "dates"),
     ];

@@ -3,7 +3,7 @@
 mod demands;
 mod floor;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use attestation::snp::{self, Certificates};
@@ -117,7 +117,7 @@ fn tdx(arguments: &Arguments, bundle: &Bundle, demands: &Demands) -> Result<Verd
     Ok(tdx::verify(&bundle.report, &collateral, &demands.tdx()))
 }
 
-fn revocation_list(path: &PathBuf) -> Result<RevocationList> {
+fn revocation_list(path: &Path) -> Result<RevocationList> {
     let bytes = read(path, u64::try_from(attestation::x509::CRL_MAX)?)?;
     RevocationList::from_der(&bytes).with_context(|| path.display().to_string())
 }
