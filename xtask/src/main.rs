@@ -17,6 +17,7 @@ mod redis_image;
 mod setup;
 mod suites;
 mod tally;
+mod tdx_entry;
 mod test;
 
 #[derive(Parser)]
