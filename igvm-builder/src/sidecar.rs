@@ -7,6 +7,7 @@ use evidence::policy::GuestPolicy;
 use launch::digest::page_digest;
 use launch::image::{Image, PageKind, Start};
 use launch::plan::Tee;
+use launch::role;
 use launch::snp::{self, Backend, vmsa};
 use launch::tdx;
 use serde::Serialize;
@@ -203,28 +204,9 @@ fn private_pages(image: &Image) -> Vec<PageInfo> {
     let private = image.pages.iter().filter(|page| page.kind != PageKind::Shared);
     let info = private.map(|page| PageInfo {
         gpa: format!("{:#x}", page.gpa),
-        role: role(page.gpa),
+        role: role::of(page.gpa),
         kind: page.kind.to_string(),
         sha384: (page.kind == PageKind::Measured).then(|| page_digest(&page.data).to_string()),
     });
     info.collect()
-}
-
-/// What the page at `gpa` is for.
-#[must_use]
-pub fn role(gpa: u64) -> &'static str {
-    match gpa {
-        boot_abi::STUB_GPA..boot_abi::STUB_LIMIT => "boot stub",
-        boot_abi::PAGE_TABLES_GPA..boot_abi::CONFIG_GPA => "page tables",
-        boot_abi::CONFIG_GPA..boot_abi::DSDT_GPA => "configuration",
-        boot_abi::DSDT_GPA..boot_abi::PARAMS_GPA => "DSDT",
-        boot_abi::PARAMS_GPA..boot_abi::CPUID_GPA => "parameters",
-        boot_abi::CPUID_GPA..boot_abi::SECRETS_GPA => "CPUID",
-        boot_abi::SECRETS_GPA..boot_abi::VMSA_GPA => "secrets",
-        boot_abi::VMSA_GPA..boot_abi::CC_BLOB_GPA => "save area",
-        boot_abi::MAILBOX_GPA..boot_abi::GHCB_GPA => "mailbox",
-        boot_abi::RESET_PAGE_GPA..0x1_0000_0000 => "reset vector",
-        gpa if gpa >= boot_abi::STUB_END => "kernel",
-        _ => "other",
-    }
 }

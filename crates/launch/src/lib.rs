@@ -10,6 +10,7 @@ pub mod image;
 pub mod layout;
 pub mod plan;
 pub mod reader;
+pub mod role;
 pub mod snp;
 pub mod tdx;
 pub mod timeline;

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha384};
 
 use crate::config::{self, Field};
 use crate::registers::{self, Register};
-use crate::role;
+use launch::role;
 
 /// What the secure processor takes for a measured page, in milliseconds: an estimate, which differs by model.
 pub const ESTIMATED_MS_PER_PAGE: usize = 1;

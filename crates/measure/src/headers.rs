@@ -10,7 +10,7 @@ use launch::reader::{self, Header as Raw};
 use serde::Serialize;
 
 use crate::contents::Policy;
-use crate::role;
+use launch::role;
 
 /// One header, or a run of page-data headers that differ in address and content only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

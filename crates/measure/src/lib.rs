@@ -14,4 +14,3 @@ pub mod explain;
 pub mod headers;
 pub mod profile;
 pub mod registers;
-pub mod role;

@@ -1,22 +1,18 @@
 //! The SEV-SNP ID block of an image, in the form that the secure processor takes (AMD SEV-SNP firmware ABI
 //! specification, section 8.18, tables "ID Block" and "ID Authentication Information Structure").
 
+use attestation::id_block::{self, AmdPublicKey, IdAuth};
+use evidence::report::Signature;
 use igvm::IgvmDirectiveHeader;
 use igvm_defs::{IGVM_VHS_SNP_ID_BLOCK_PUBLIC_KEY, IGVM_VHS_SNP_ID_BLOCK_SIGNATURE};
+use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use super::HvError;
 
 /// Bytes of an ID block.
-pub const ID_BLOCK_BYTES: usize = 96;
+pub const ID_BLOCK_BYTES: usize = id_block::IdBlock::BYTES;
 /// Bytes of its authentication.
-pub const ID_AUTH_BYTES: usize = 4096;
-
-const ID_BLOCK_SIGNATURE: usize = 0x40;
-const ID_KEY: usize = 0x240;
-const ID_KEY_SIGNATURE: usize = 0x680;
-const AUTHOR_KEY: usize = 0x880;
-/// Bytes of a number of a signature or key: 576 bits.
-const NUMBER_BYTES: usize = 72;
+pub const ID_AUTH_BYTES: usize = IdAuth::BYTES;
 
 /// An ID block and what authenticates it.
 #[derive(Debug, Clone)]
@@ -54,41 +50,38 @@ impl IdBlock {
         else {
             return Err(HvError::Launch("image: expected an ID block, found another directive".into()));
         };
-        let mut block = [0; ID_BLOCK_BYTES];
-        put(&mut block, 0, ld);
-        put(&mut block, 48, family_id);
-        put(&mut block, 64, image_id);
-        put(&mut block, 80, &version.to_le_bytes());
-        put(&mut block, 84, &guest_svn.to_le_bytes());
-        put(&mut block, 88, &policy.to_le_bytes());
-        let mut auth = Box::new([0; ID_AUTH_BYTES]);
-        put(&mut *auth, 0, &id_key_algorithm.to_le_bytes());
-        put_signature(&mut *auth, ID_BLOCK_SIGNATURE, id_key_signature);
-        put_key(&mut *auth, ID_KEY, id_public_key);
+        let block = id_block::IdBlock {
+            launch_digest: *ld,
+            family_id: *family_id,
+            image_id: *image_id,
+            version: (*version).into(),
+            guest_svn: (*guest_svn).into(),
+            policy: policy.into(),
+        };
+        let mut made = IdAuth::new_zeroed();
+        made.id_key_algorithm = (*id_key_algorithm).into();
+        made.id_block_signature = signature(id_key_signature);
+        fill_key(&mut made.id_key, id_public_key);
         let author_key = *author_key_enabled != 0;
         if author_key {
-            put(&mut *auth, 4, &author_key_algorithm.to_le_bytes());
-            put_signature(&mut *auth, ID_KEY_SIGNATURE, author_key_signature);
-            put_key(&mut *auth, AUTHOR_KEY, author_public_key);
+            made.author_key_algorithm = (*author_key_algorithm).into();
+            made.id_key_signature = signature(author_key_signature);
+            fill_key(&mut made.author_key, author_public_key);
         }
-        Ok(Self { block, auth, author_key })
+        let mut auth = Box::new([0; ID_AUTH_BYTES]);
+        auth.copy_from_slice(made.as_bytes());
+        Ok(Self { block: zerocopy::transmute!(block), auth, author_key })
     }
 }
 
-fn put(into: &mut [u8], offset: usize, bytes: &[u8]) {
-    into[offset..offset + bytes.len()].copy_from_slice(bytes);
-}
-
-fn put_signature(auth: &mut [u8], offset: usize, signature: &IGVM_VHS_SNP_ID_BLOCK_SIGNATURE) {
-    put(auth, offset, &signature.r_comp);
-    put(auth, offset + NUMBER_BYTES, &signature.s_comp);
+fn signature(of: &IGVM_VHS_SNP_ID_BLOCK_SIGNATURE) -> Signature {
+    Signature { r: of.r_comp, s: of.s_comp, ..Signature::new_zeroed() }
 }
 
 /// The firmware has the key's coordinates right behind the curve's number; the IGVM file has a gap there.
-fn put_key(auth: &mut [u8], offset: usize, key: &IGVM_VHS_SNP_ID_BLOCK_PUBLIC_KEY) {
-    put(auth, offset, &key.curve.to_le_bytes());
-    put(auth, offset + 4, &key.qx);
-    put(auth, offset + 4 + NUMBER_BYTES, &key.qy);
+fn fill_key(key: &mut AmdPublicKey, of: &IGVM_VHS_SNP_ID_BLOCK_PUBLIC_KEY) {
+    key.curve = of.curve.into();
+    (key.x, key.y) = (of.qx, of.qy);
 }
 
 #[cfg(test)]
@@ -98,11 +91,11 @@ pub(super) mod tests {
     /// An ID block of recognisable bytes.
     pub fn directive(author_key: bool) -> IgvmDirectiveHeader {
         let signature = |byte: u8| {
-            let (r_comp, s_comp) = ([byte; NUMBER_BYTES], [byte + 1; NUMBER_BYTES]);
+            let (r_comp, s_comp) = ([byte; 72], [byte + 1; 72]);
             Box::new(IGVM_VHS_SNP_ID_BLOCK_SIGNATURE { r_comp, s_comp })
         };
         let key = |byte: u8| {
-            let (qx, qy) = ([byte; NUMBER_BYTES], [byte + 1; NUMBER_BYTES]);
+            let (qx, qy) = ([byte; 72], [byte + 1; 72]);
             Box::new(IGVM_VHS_SNP_ID_BLOCK_PUBLIC_KEY { curve: 2, reserved: 0, qx, qy })
         };
         IgvmDirectiveHeader::SnpIdBlock {

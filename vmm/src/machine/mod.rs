@@ -159,12 +159,6 @@ impl std::fmt::Debug for Populated {
 }
 
 impl Populated {
-    /// The guest's RAM. Where it is not isolated, the image lies in it.
-    #[must_use]
-    pub fn ram(&self) -> &GuestMemoryMmap {
-        &self.ram
-    }
-
     /// The window through which shared pages travel, if the image has any. It is the host's to write to at any
     /// time: whoever holds a clone of it can play a hostile host.
     #[must_use]

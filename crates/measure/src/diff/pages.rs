@@ -7,7 +7,7 @@ use launch::snp::{self, Backend};
 
 use super::Difference;
 use crate::contents::runs;
-use crate::role;
+use launch::role;
 
 /// Measured pages of other content that are shown one by one.
 const SHOWN_PAGES: usize = 16;

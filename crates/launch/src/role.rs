@@ -1,6 +1,6 @@
 //! What the pages of an image are for, by where they are.
 
-/// The role of the page at `gpa` (the map of [`boot_abi`]).
+/// The role of the page at `gpa` (the map of [`boot_abi`]), for people.
 #[must_use]
 pub fn of(gpa: u64) -> &'static str {
     match gpa {
@@ -16,8 +16,8 @@ pub fn of(gpa: u64) -> &'static str {
         boot_abi::MAILBOX_GPA..boot_abi::GHCB_GPA => "vCPU wake-up mailbox",
         boot_abi::GHCB_GPA..boot_abi::STUB_END => "GHCB",
         boot_abi::RESET_PAGE_GPA..0x1_0000_0000 => "reset vector",
-        launch::layout::WINDOW_BASE..launch::layout::VIRTIO_BASE => "kernel, in the shared window",
-        boot_abi::STUB_END..launch::layout::LOW_RAM_MAX => "kernel",
+        crate::layout::WINDOW_BASE..crate::layout::VIRTIO_BASE => "kernel, in the shared window",
+        boot_abi::STUB_END..crate::layout::LOW_RAM_MAX => "kernel",
         _ => "other",
     }
 }
@@ -32,7 +32,7 @@ mod tests {
         assert_eq!(of(boot_abi::STUB_LIMIT), "page tables");
         assert_eq!(of(boot_abi::RESET_PAGE_GPA), "reset vector");
         assert_eq!(of(boot_abi::KERNEL_GPA), "kernel");
-        assert_eq!(of(launch::layout::WINDOW_BASE), "kernel, in the shared window");
+        assert_eq!(of(crate::layout::WINDOW_BASE), "kernel, in the shared window");
         assert_eq!(of(0), "other");
         assert_eq!(of(u64::MAX), "other");
     }
