@@ -154,7 +154,9 @@ pub fn package(name: &str) -> PathBuf {
     static METADATA: OnceLock<serde_json::Value> = OnceLock::new();
     let metadata = METADATA.get_or_init(|| {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-        let arguments = ["metadata", "--format-version", "1", "--offline"];
+        // Packages of other platforms are not on a machine that has only built this.
+        let platform = ["--filter-platform", "x86_64-unknown-linux-gnu"];
+        let arguments = [&["metadata", "--format-version", "1", "--offline"][..], &platform].concat();
         let output =
             Command::new(cargo).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
