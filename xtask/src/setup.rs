@@ -49,6 +49,7 @@ const PACKAGES: &[Package] = &[
     package("runc", "/usr/sbin/runc"),
     package("containernetworking-plugins", "/usr/lib/cni/ptp"),
     package("iproute2", "/sbin/ip"),
+    package("docker-registry", "/usr/bin/docker-registry"),
     // Other busybox packages bring the same program, but not a static one.
     package("busybox-static", "/var/lib/dpkg/info/busybox-static.list"),
     package("procps", "/usr/bin/pgrep"),

@@ -13,7 +13,8 @@ use crate::{places, progress::Progress, setup};
 /// Depends on the newest kernel of the line that the guest kernel is built from.
 const META_PACKAGE: &str = "linux-image-6.12-cloud-amd64";
 /// Modules that the first process loads on the way up: unpacked once here, not at each boot.
-const BOOT_MODULES: &[&str] = &["overlay", "irqbypass", "kvm", "kvm-amd", "kvm-intel", "tun"];
+const BOOT_MODULES: &[&str] =
+    &["overlay", "irqbypass", "kvm", "kvm-amd", "kvm-intel", "tun", "loop", "dm-mod", "erofs"];
 
 /// An unpacked kernel.
 pub struct NodeKernel {

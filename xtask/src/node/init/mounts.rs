@@ -17,8 +17,12 @@ use crate::node::wire::Setup;
 
 /// Where the new root is put together: a tmpfs that only the overlay refers to in the end.
 const STAGE: &str = "/run";
-/// Kernel modules that the node always needs, in addition to its processor's KVM module.
-const MODULES: [&str; 2] = ["overlay", "tun"];
+/// Kernel modules that the node always needs, in addition to its processor's KVM module. Of those that layers and
+/// scratch devices are tried with, these two bring the device files through which the rest is asked for.
+const MODULES: [&str; 4] = ["overlay", "tun", "loop", "dm-mod"];
+/// Folders of those who keep upper directories of overlays, and the modes that they give them.
+const STATE: [(&str, &str); 2] =
+    [("var/lib/containerd", "mode=711"), ("var/lib/uvm-snapshotter", "mode=700")];
 
 fn mount_new(kind: &str, target: impl AsRef<Path>, options: &str) -> Result<()> {
     let target = target.as_ref();
@@ -68,10 +72,12 @@ pub fn root(setup: &Setup) -> Result<()> {
         mount_new(kind, folder, options)?;
     }
     mount_new("tmpfs", root.join("run"), "mode=755")?;
-    // An overlay cannot be the upper layer of another: containerd's snapshots need a file system that can.
-    let state = root.join("var/lib/containerd");
-    fs::create_dir_all(&state)?;
-    mount_new("tmpfs", state, "mode=711")?;
+    // An overlay cannot be the upper layer of another: snapshots need a file system that can.
+    for (folder, mode) in STATE {
+        let folder = root.join(folder);
+        fs::create_dir_all(&folder)?;
+        mount_new("tmpfs", folder, mode)?;
+    }
     let window = root.join(setup.share.strip_prefix("/")?);
     mount_bind(&setup.share, &window).with_context(|| format!("cannot share {}", setup.share.display()))?;
 
