@@ -1,69 +1,162 @@
-//! Small images made on the spot: OCI archives of one layer (OCI image specification 1.0).
+//! Small images made on the spot: OCI archives (OCI image specification 1.0) whose bytes depend on what is asked
+//! for and on nothing else.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tar::{Builder, EntryType, Header};
 
-use crate::command::run;
-
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// Writes an image called `name`, of executable `files` and a `config` (the `config` object of an image
-/// configuration), into `folder`; gives the archive's path.
+/// The tar of one layer, entry by entry: everything belongs to root and was changed at the epoch.
+pub struct LayerTar(Builder<Vec<u8>>);
+
+impl Default for LayerTar {
+    fn default() -> Self {
+        Self(Builder::new(Vec::new()))
+    }
+}
+
+impl std::fmt::Debug for LayerTar {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "LayerTar({} bytes)", self.0.get_ref().len())
+    }
+}
+
+impl LayerTar {
+    /// Adds a directory with mode 0755.
+    ///
+    /// # Errors
+    /// When the path does not fit a header.
+    pub fn directory(&mut self, path: &str) -> Result<()> {
+        let mut header = header(EntryType::Directory, 0o755, 0)?;
+        Ok(self.0.append_data(&mut header, path, std::io::empty())?)
+    }
+
+    /// Adds an executable file.
+    ///
+    /// # Errors
+    /// When the path does not fit a header.
+    pub fn file(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
+        let mut header = header(EntryType::Regular, 0o755, bytes.len())?;
+        Ok(self.0.append_data(&mut header, path, bytes)?)
+    }
+
+    /// Adds a symbolic link.
+    ///
+    /// # Errors
+    /// When a path does not fit a header.
+    pub fn symlink(&mut self, path: &str, target: &str) -> Result<()> {
+        Ok(self.0.append_link(&mut header(EntryType::Symlink, 0o777, 0)?, path, target)?)
+    }
+
+    /// The finished tar.
+    ///
+    /// # Errors
+    /// None that memory does not raise.
+    pub fn finish(self) -> Result<Vec<u8>> {
+        Ok(self.0.into_inner()?)
+    }
+}
+
+fn header(kind: EntryType, mode: u32, size: usize) -> Result<Header> {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_size(u64::try_from(size)?);
+    header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    Ok(header)
+}
+
+/// Writes an image called `name`, of executable `files` in one layer and a `config` (the `config` object of an
+/// image configuration), into `folder`; gives the archive's path.
 ///
 /// # Errors
 /// When a file cannot be written.
 pub fn write(folder: &Path, name: &str, files: &[(&str, &[u8])], config: &Value) -> Result<String> {
-    let root = folder.join("root");
+    let mut layer = LayerTar::default();
     for (path, bytes) in files {
-        let path = root.join(path);
-        fs::create_dir_all(path.parent().context("a folder")?)?;
-        fs::write(&path, bytes)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        layer.file(path, bytes)?;
     }
-    let layer = folder.join("layer.tar");
-    tar(&root, &layer, &["."])?;
+    write_layers(folder, name, &[layer.finish()?], config)
+}
 
-    let layout = folder.join("layout");
-    let layer = blob(&layout, LAYER, &fs::read(layer)?)?;
+/// Writes an image of these layers, bottom first, of which every other one is compressed; gives the archive's
+/// path.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn write_layers(folder: &Path, name: &str, tars: &[Vec<u8>], config: &Value) -> Result<String> {
+    let mut blobs = Blobs::default();
+    let (mut diff_ids, mut layers) = (Vec::new(), Vec::new());
+    for (tar, number) in tars.iter().zip(0..) {
+        diff_ids.push(digest(tar));
+        layers.push(if number % 2 == 0 {
+            blobs.add(LAYER, tar.clone())
+        } else {
+            blobs.add(&format!("{LAYER}+gzip"), gzip(tar)?)
+        });
+    }
     let image = json!({
         "architecture": "amd64", "os": "linux", "config": config,
-        "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
-    let image = blob(&layout, CONFIG, image.to_string().as_bytes())?;
-    let manifest = json!({ "schemaVersion": 2, "config": image, "layers": [layer] });
-    let mut manifest = blob(&layout, MANIFEST, manifest.to_string().as_bytes())?;
+    let image = blobs.add(CONFIG, image.to_string().into());
+    let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": image, "layers": layers });
+    let mut manifest = blobs.add(MANIFEST, manifest.to_string().into());
     manifest["annotations"] = json!({ "io.containerd.image.name": name });
     manifest["platform"] = json!({ "architecture": "amd64", "os": "linux" });
-    let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
-    fs::write(layout.join("index.json"), index.to_string())?;
-    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [manifest] });
 
-    let archive = folder.join("image.tar");
-    tar(&layout, &archive, &["oci-layout", "index.json", "blobs"])?;
-    Ok(archive.display().to_string())
+    fs::create_dir_all(folder)?;
+    let path = folder.join("image.tar");
+    let mut archive = Builder::new(File::create(&path)?);
+    append(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    append(&mut archive, "index.json", index.to_string().as_bytes())?;
+    for (digest, bytes) in &blobs.0 {
+        append(&mut archive, &format!("blobs/{}", digest.replace(':', "/")), bytes)?;
+    }
+    archive.into_inner()?;
+    Ok(path.display().to_string())
 }
 
-fn tar(folder: &Path, archive: &Path, members: &[&str]) -> Result<()> {
-    let (folder, archive) = (folder.display().to_string(), archive.display().to_string());
-    let arguments = [&["--owner=0", "--group=0", "-C", &folder, "-cf", &archive], members].concat();
-    run("tar", &arguments)?.expect_status(0)?;
-    Ok(())
+fn append(archive: &mut Builder<File>, path: &str, bytes: &[u8]) -> Result<()> {
+    Ok(archive.append_data(&mut header(EntryType::Regular, 0o644, bytes.len())?, path, bytes)?)
 }
 
-/// Adds a blob to a layout; gives its descriptor.
-fn blob(layout: &Path, media_type: &str, bytes: &[u8]) -> Result<Value> {
-    let blobs = layout.join("blobs/sha256");
-    fs::create_dir_all(&blobs)?;
-    let new = blobs.join("new");
-    fs::write(&new, bytes)?;
-    let said = run("sha256sum", &[&new])?.expect_status(0)?.out;
-    let digest = said.get(..64).context("a digest from sha256sum")?;
-    fs::rename(&new, blobs.join(digest))?;
-    Ok(json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len() }))
+/// Blobs by their digests.
+#[derive(Default)]
+struct Blobs(BTreeMap<String, Vec<u8>>);
+
+impl Blobs {
+    /// Adds a blob; gives its descriptor.
+    fn add(&mut self, media_type: &str, bytes: Vec<u8>) -> Value {
+        let (digest, size) = (digest(&bytes), bytes.len());
+        let descriptor = json!({ "mediaType": media_type, "digest": digest, "size": size });
+        self.0.insert(digest, bytes);
+        descriptor
+    }
+}
+
+/// `sha256:` and 64 hexadecimal digits.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), Compression::fast());
+    encoder.write_all(bytes)?;
+    Ok(encoder.finish()?)
 }
