@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use hyper_util::rt::TokioIo;
+use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStats, ContainerStatsRequest,
     ContainerStatusRequest, CreateContainerRequest, DnsConfig, ExecRequest, ExecSyncRequest,
-    ExecSyncResponse, ImageSpec, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata,
-    PodSandboxState, PodSandboxStatusRequest, RemoveContainerRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    ExecSyncResponse, ImageSpec, LinuxPodSandboxConfig, Mount, PodSandboxConfig, PodSandboxMetadata,
+    PodSandboxState, PodSandboxStatusRequest, PullImageRequest, RemoveContainerRequest, RemoveImageRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest,
 };
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
@@ -31,6 +33,20 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 pub struct Cri {
     runtime: Runtime,
     client: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
+}
+
+/// What a container is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Container<'a> {
+    /// Its name in the pod; it logs to `<name>.log`.
+    pub name: &'a str,
+    /// Reference of its image.
+    pub image: &'a str,
+    /// Its command.
+    pub command: &'a [&'a str],
+    /// Folders of the host and where they are in the container.
+    pub mounts: &'a [(&'a Path, &'a str)],
 }
 
 /// A pod sandbox.
@@ -45,8 +61,11 @@ pub struct Pod {
 
 macro_rules! call {
     ($cri:expr, $method:ident, $request:expr) => {
+        call!($cri, client, $method, $request)
+    };
+    ($cri:expr, $service:ident, $method:ident, $request:expr) => {
         $cri.runtime
-            .block_on($cri.client.$method(tonic::Request::new($request)))
+            .block_on($cri.$service.$method(tonic::Request::new($request)))
             .map(tonic::Response::into_inner)
             .with_context(|| stringify!($method))
     };
@@ -65,7 +84,8 @@ impl Cri {
             tower::service_fn(|_: Uri| async { UnixStream::connect(SOCKET).await.map(TokioIo::new) });
         let channel =
             runtime.block_on(endpoint.connect_with_connector(connector)).context("connect to CRI")?;
-        Ok(Self { runtime, client: RuntimeServiceClient::new(channel) })
+        let (client, images) = (RuntimeServiceClient::new(channel.clone()), ImageServiceClient::new(channel));
+        Ok(Self { runtime, client, images })
     }
 
     /// `RunPodSandbox` under the handler `uvm`, logging below `logs`.
@@ -73,6 +93,20 @@ impl Cri {
     /// # Errors
     /// What CRI answers.
     pub fn run_pod(&mut self, name: &str, logs: &Path) -> Result<Pod> {
+        self.run_annotated_pod(name, logs, &[])
+    }
+
+    /// [`Cri::run_pod`] with annotations.
+    ///
+    /// # Errors
+    /// What CRI answers.
+    pub fn run_annotated_pod(
+        &mut self,
+        name: &str,
+        logs: &Path,
+        annotations: &[(&str, &str)],
+    ) -> Result<Pod> {
+        let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.into(),
@@ -84,6 +118,7 @@ impl Cri {
             log_directory: logs.display().to_string(),
             dns_config: Some(DnsConfig { servers: vec!["192.0.2.1".into()], ..DnsConfig::default() }),
             linux: Some(LinuxPodSandboxConfig::default()),
+            annotations: annotations.iter().map(owned).collect(),
             ..PodSandboxConfig::default()
         };
         let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: HANDLER.into() };
@@ -91,20 +126,49 @@ impl Cri {
         Ok(Pod { id, logs: logs.into(), config })
     }
 
+    /// `PullImage`.
+    ///
+    /// # Errors
+    /// What CRI answers.
+    pub fn pull(&mut self, image: &str) -> Result<()> {
+        let request = PullImageRequest { image: Some(image_spec(image)), ..PullImageRequest::default() };
+        call!(self, images, pull_image, request)?;
+        Ok(())
+    }
+
+    /// `RemoveImage`.
+    ///
+    /// # Errors
+    /// What CRI answers.
+    pub fn remove_image(&mut self, image: &str) -> Result<()> {
+        call!(self, images, remove_image, RemoveImageRequest { image: Some(image_spec(image)) })?;
+        Ok(())
+    }
+
     /// `CreateContainer`: `command` in the test image, logging to `<name>.log`.
     ///
     /// # Errors
     /// What CRI answers.
     pub fn create(&mut self, pod: &Pod, name: &str, command: &[&str]) -> Result<String> {
+        self.create_container(pod, &Container { name, image: BUSYBOX, command, mounts: &[] })
+    }
+
+    /// `CreateContainer`.
+    ///
+    /// # Errors
+    /// What CRI answers.
+    pub fn create_container(&mut self, pod: &Pod, container: &Container<'_>) -> Result<String> {
+        let mount = |(host, inside): &(&Path, &str)| Mount {
+            host_path: host.display().to_string(),
+            container_path: (*inside).to_owned(),
+            ..Mount::default()
+        };
         let config = ContainerConfig {
-            metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
-            image: Some(ImageSpec {
-                image: BUSYBOX.into(),
-                annotations: HashMap::new(),
-                ..ImageSpec::default()
-            }),
-            command: command.iter().map(|word| (*word).into()).collect(),
-            log_path: format!("{name}.log"),
+            metadata: Some(ContainerMetadata { name: container.name.into(), attempt: 0 }),
+            image: Some(image_spec(container.image)),
+            command: container.command.iter().map(|word| (*word).into()).collect(),
+            mounts: container.mounts.iter().map(mount).collect(),
+            log_path: format!("{}.log", container.name),
             ..ContainerConfig::default()
         };
         let request = CreateContainerRequest {
@@ -129,9 +193,27 @@ impl Cri {
     /// # Errors
     /// What CRI answers.
     pub fn run(&mut self, pod: &Pod, name: &str, command: &[&str]) -> Result<String> {
-        let id = self.create(pod, name, command)?;
+        self.run_container(pod, &Container { name, image: BUSYBOX, command, mounts: &[] })
+    }
+
+    /// [`Cri::create_container`] and `StartContainer`.
+    ///
+    /// # Errors
+    /// What CRI answers.
+    pub fn run_container(&mut self, pod: &Pod, container: &Container<'_>) -> Result<String> {
+        let id = self.create_container(pod, container)?;
         self.start(&id)?;
         Ok(id)
+    }
+
+    /// `ExecSync`, which must succeed; gives standard output.
+    ///
+    /// # Errors
+    /// What CRI answers, or what the command said.
+    pub fn succeed(&mut self, container: &str, command: &[&str]) -> Result<String> {
+        let answer = self.exec_sync(container, command)?;
+        ensure!(answer.exit_code == 0, "{command:?}: {answer:?}");
+        Ok(String::from_utf8_lossy(&answer.stdout).into_owned())
     }
 
     /// Waits until a container has exited; gives its exit code and reason.
@@ -220,6 +302,10 @@ impl Cri {
         call!(self, remove_pod_sandbox, RemovePodSandboxRequest { pod_sandbox_id: id })?;
         Ok(())
     }
+}
+
+fn image_spec(image: &str) -> ImageSpec {
+    ImageSpec { image: image.into(), annotations: HashMap::new(), ..ImageSpec::default() }
 }
 
 /// The lines that a container wrote to `stream` (`stdout` or `stderr`), from its CRI log.

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::case::Bed;
 use crate::command::{Outcome, run, run_with_input};
+use crate::snapshots::SNAPSHOTTER;
 
 /// The runtime under test.
 pub const RUNTIME: &str = "io.containerd.uvm.v2";
@@ -14,7 +15,8 @@ pub const BUSYBOX: &str = "docker.io/library/busybox:uvm";
 
 static IMPORTED: Once = Once::new();
 
-/// Imports the test image into the default namespace and into CRI's, once.
+/// Imports the test image, once: into the default namespace, where containerd's own snapshotter unpacks it, and
+/// into CRI's, whose snapshotter is the product's.
 ///
 /// # Errors
 /// When containerd refuses it.
@@ -26,8 +28,9 @@ pub fn import_busybox(bed: &Bed) -> Result<()> {
 
 fn import_into_all(bed: &Bed) -> Result<()> {
     let archive = bed.product.join("busybox.oci.tar").display().to_string();
-    for namespace in ["default", "k8s.io"] {
-        run("ctr", &["-n", namespace, "image", "import", &archive])?.expect_status(0)?;
+    for (namespace, snapshotter) in [("default", "overlayfs"), ("k8s.io", SNAPSHOTTER)] {
+        let import = ["-n", namespace, "image", "import", "--snapshotter", snapshotter, &archive];
+        run("ctr", &import)?.expect_status(0)?;
     }
     Ok(())
 }

@@ -16,6 +16,8 @@ pub struct Ledger(BTreeSet<String>);
 
 /// Folders in which pods have files and sockets.
 const FOLDERS: [&str; 4] = ["/run/uvm", "/run/containerd/s", TASKS, "/run/containerd/fifo"];
+/// Where the snapshotter keeps and mounts layers.
+const LAYERS: &str = "/var/lib/uvm-snapshotter/layers/";
 const TASKS: &str = "/run/containerd/io.containerd.runtime.v2.task";
 const NAMESPACES: [&str; 2] = ["default", "k8s.io"];
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -37,8 +39,13 @@ impl Ledger {
             }
         }
         for mount in fs::read_to_string("/proc/self/mounts")?.lines() {
-            entries.insert(format!("mount {}", mount.split(' ').nth(1).unwrap_or(mount)));
+            let place = mount.split(' ').nth(1).unwrap_or(mount);
+            // An image's layers stay mounted for as long as there is the image.
+            if !place.starts_with(LAYERS) {
+                entries.insert(format!("mount {place}"));
+            }
         }
+        entries.extend(block_devices()?);
         for folder in FOLDERS {
             walk(Path::new(folder), DEPTH, &mut |path| {
                 // containerd keeps a folder for each namespace that it has ever seen.
@@ -69,6 +76,19 @@ impl Ledger {
         ensure!(settled.is_ok(), "left behind: {left:#?}");
         Ok(())
     }
+}
+
+/// Device-mapper devices, and loop devices with a file that is no stored layer.
+fn block_devices() -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/sys/block")?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let file = fs::read_to_string(entry.path().join("loop/backing_file")).ok();
+        if name.starts_with("dm-") || file.as_ref().is_some_and(|file| !file.starts_with(LAYERS)) {
+            found.push(format!("block device {name} {}", file.unwrap_or_default().trim()));
+        }
+    }
+    Ok(found)
 }
 
 fn walk(folder: &Path, depth: usize, visit: &mut impl FnMut(&Path)) {
