@@ -10,7 +10,7 @@ use agent_protocol::rpc::oci;
 use containerd_shim::event::Event;
 use containerd_shim::protos::cgroups_v2::metrics::Metrics;
 use containerd_shim::protos::events::task::{TaskExecAdded, TaskOOM};
-use launch::layout::BLOCK_SLOTS;
+use launch::layout::SLOT_LAYERS;
 use tokio::sync::mpsc;
 
 use super::effects;
@@ -88,7 +88,7 @@ impl Actor {
             asked_to_end: None,
             winding_down: false,
             containers: BTreeMap::new(),
-            free_slots: (1..BLOCK_SLOTS).collect(),
+            free_slots: BTreeSet::from([SLOT_LAYERS]),
         }
     }
 

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use containerd_shim::protos::events::task::{
     TaskCreate, TaskDelete, TaskExecStarted, TaskIO, TaskPaused, TaskResumed, TaskStart,
 };
-use launch::layout::BLOCK_SLOTS;
 use tracing::warn;
 
 use super::actor::{Actor, Container, Machine, answer};
@@ -59,7 +58,7 @@ impl Actor {
         let slot = if role == Role::Sandbox {
             None
         } else {
-            Some(self.free_slots.pop_first().ok_or(TaskError::NoSlot { slots: BLOCK_SLOTS - 1 })?)
+            Some(self.free_slots.pop_first().ok_or(TaskError::NoSlot { slots: 1 })?)
         };
         if guest.is_none() {
             self.machine = Machine::Booting;

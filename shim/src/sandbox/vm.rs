@@ -278,11 +278,11 @@ impl Vm for UvmVm {
     }
 
     async fn attach(&self, slot: u32, segments: Vec<(File, Segment)>) -> Result<(), VmError> {
-        self.blocking(move |vmm| vmm.attach(slot, &segments)).await
+        self.blocking(move |vmm| vmm.attach(slot, 0, &segments)).await
     }
 
     async fn detach(&self, slot: u32) -> Result<(), VmError> {
-        self.blocking(move |vmm| vmm.detach(slot)).await
+        self.blocking(move |vmm| vmm.detach(slot, 0)).await
     }
 
     async fn stop(&self) {
