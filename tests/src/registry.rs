@@ -77,7 +77,7 @@ impl Drop for Registry {
 fn configuration(storage: &str) -> String {
     let [a, b, c, d] = ADDRESS.0;
     format!(
-        "version: 0.1\nlog: {{ level: warn }}\nstorage: {{ filesystem: {{ rootdirectory: {storage} }} }}\n\
+        "version: 0.1\nlog: {{ level: error, accesslog: {{ disabled: true }} }}\nstorage: {{ filesystem: {{ rootdirectory: {storage} }} }}\n\
          http: {{ addr: \"{a}.{b}.{c}.{d}:{}\" }}\n",
         ADDRESS.1
     )

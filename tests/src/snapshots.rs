@@ -15,6 +15,8 @@ use crate::ctr::ctr;
 pub const SNAPSHOTTER: &str = "uvm";
 /// Where it keeps everything.
 pub const STORE: &str = "/var/lib/uvm-snapshotter";
+/// Where it answers containerd.
+pub const SOCKET: &str = "/run/uvm-snapshotter/snapshotter.sock";
 /// The label by which a committed snapshot tells its layer's root hash.
 pub const ROOT_HASH: &str = "containerd.io/snapshot/uvm.root-hash";
 
@@ -72,12 +74,13 @@ pub struct Listed {
     pub kind: String,
 }
 
-/// What `ctr snapshots ls` shows, by key.
+/// What `ctr snapshots ls` shows in `namespace`, by key.
 ///
 /// # Errors
 /// When `ctr` fails, or shows something else than key, parent and kind.
-pub fn list() -> Result<BTreeMap<String, Listed>> {
-    let shown = snapshots(&["ls"])?.expect_status(0)?.out;
+pub fn list(namespace: &str) -> Result<BTreeMap<String, Listed>> {
+    let list = ["--namespace", namespace, "snapshots", "--snapshotter", SNAPSHOTTER, "ls"];
+    let shown = ctr(&list)?.expect_status(0)?.out;
     let mut listed = BTreeMap::new();
     for line in shown.lines().skip(1) {
         let fields: Vec<&str> = line.split_whitespace().collect();

@@ -1,5 +1,7 @@
 //! Things that die: what is left has to know, and to go.
 
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,10 +11,12 @@ use crate::command::{eventually, run};
 use crate::cri::Cri;
 use crate::ctr::{Detached, ctr, import_busybox};
 use crate::ledger::{Ledger, processes};
+use crate::snapshots::{SOCKET, list, stored_layers};
 
 pub const CASES: &[Case] = &[
     Case { name: "fault::killed_vmm_ends_its_containers", run: killed_vmm },
     Case { name: "fault::killed_shim_leaves_nothing", run: killed_shim },
+    Case { name: "fault::killed_snapshotter_loses_nothing", run: killed_snapshotter },
 ];
 
 fn newest(name: &str) -> Result<String> {
@@ -55,4 +59,32 @@ fn killed_shim(bed: &Bed) -> Result<()> {
     let _ = ctr(&["task", "delete", "--force", "orphan"])?;
     ctr(&["container", "delete", "orphan"])?.expect_status(0)?;
     before.expect_nothing_new()
+}
+
+/// Containers do not notice that it is gone; once it is back, everything that it had kept is there.
+fn killed_snapshotter(bed: &Bed) -> Result<()> {
+    import_busybox(bed)?;
+    let (logs, mut cri) = (tempfile::tempdir()?, Cri::connect()?);
+    let before = Ledger::take()?;
+    let pod = cri.run_pod("outliving", logs.path())?;
+    let first = cri.run(&pod, "first", &["sleep", "1000"])?;
+    let kept = (stored_layers()?, list("k8s.io")?);
+    run("kill", &["-9", &newest("uvm-snapshotter")?])?.expect_status(0)?;
+    let outcome = cri.succeed(&first, &["ls", "/bin"]);
+    // The cases that follow need it, whatever came of this one.
+    restart_snapshotter(bed)?;
+    outcome?;
+    ensure!((stored_layers()?, list("k8s.io")?) == kept, "expected {kept:?}, found {:?}", stored_layers());
+    let second = cri.run(&pod, "second", &["sh", "-c", "echo x > /file; cat /file"])?;
+    ensure!(cri.wait(&second)?.0 == 0, "the second container failed");
+    cri.remove_pod(&pod)?;
+    before.expect_nothing_new()
+}
+
+/// Starts the snapshotter as the node did, and leaves it running.
+fn restart_snapshotter(bed: &Bed) -> Result<()> {
+    let mut command = Command::new(bed.program("uvm-snapshotter"));
+    command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    eventually("the snapshotter answers", Duration::from_secs(60), || Ok(UnixStream::connect(SOCKET).ok()))?;
+    Ok(())
 }
