@@ -29,6 +29,8 @@ pub enum Annotation {
     DefaultVcpus,
     /// Memory of the machine in MiB.
     DefaultMemory,
+    /// Size of the pod's encrypted scratch device in MiB.
+    ScratchMib,
 }
 
 /// The checked configuration.
@@ -54,6 +56,15 @@ pub struct Config {
     /// Memory in MiB that the guest itself needs, added to the containers' limits.
     #[serde(default = "default_base_memory_mib")]
     pub base_memory_mib: u64,
+    /// Size in MiB of the encrypted scratch device of a pod that does not ask for another; zero means none.
+    #[serde(default)]
+    pub scratch_mib: u64,
+    /// Where the files behind scratch devices are.
+    #[serde(default = "default_scratch_dir")]
+    pub scratch_dir: PathBuf,
+    /// The kubelet's directory, by which a pod's volumes are known.
+    #[serde(default = "default_kubelet_root")]
+    pub kubelet_root: PathBuf,
     /// Isolation to launch with.
     #[serde(default = "default_tee")]
     pub tee: Tee,
@@ -77,6 +88,14 @@ fn default_vmm() -> PathBuf {
 
 fn default_cache() -> PathBuf {
     "/var/lib/uvm/layers".into()
+}
+
+fn default_scratch_dir() -> PathBuf {
+    "/var/lib/uvm/scratch".into()
+}
+
+fn default_kubelet_root() -> PathBuf {
+    "/var/lib/kubelet".into()
 }
 
 const fn default_vcpus() -> u32 {
@@ -215,8 +234,14 @@ impl Config {
 
     fn check(&self, origin: &str) -> Result<(), ConfigError> {
         let value = |key, expected, found| ConfigError::Value { origin: origin.into(), key, expected, found };
-        let paths =
-            [("image", &self.image), ("rootfs", &self.rootfs), ("vmm", &self.vmm), ("cache", &self.cache)];
+        let paths = [
+            ("image", &self.image),
+            ("rootfs", &self.rootfs),
+            ("vmm", &self.vmm),
+            ("cache", &self.cache),
+            ("scratch_dir", &self.scratch_dir),
+            ("kubelet_root", &self.kubelet_root),
+        ];
         for (key, path) in paths {
             if !path.is_absolute() {
                 return Err(value(key, "an absolute path", path.display().to_string()));
