@@ -13,6 +13,8 @@ pub const SANDBOX: &str = "/run/kata-containers/sandbox";
 pub const SANDBOX_SHM: &str = "/run/kata-containers/sandbox/shm";
 /// Mounted image layers: `<this>/<container id>/<index>`.
 pub const LAYERS: &str = "/run/uvm/layers";
+/// The pod's encrypted writable space, where it has one.
+pub const SCRATCH: &str = "/run/uvm/scratch";
 
 /// Where the root file system of `container` is mounted.
 #[must_use]

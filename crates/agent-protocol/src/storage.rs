@@ -1,4 +1,4 @@
-//! Typed forms of the two storages that make an image root file system.
+//! Typed forms of the storages that make an image root file system, and of a pod's scratch space.
 //!
 //! A container's image travels as one block device on which its layers follow one another. For each layer,
 //! bottom first, a [`LayerStorage`] names the slice of the device and the dm-verity root hash that its contents
@@ -6,8 +6,12 @@
 //! messages whose strings have one accepted form each; everything else is refused, because the host writes
 //! them and the guest obeys them.
 
+pub mod scratch;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub use scratch::ScratchStorage;
 
 use crate::rpc::agent::Storage;
 
@@ -293,7 +297,7 @@ fn bytes_option(message: &Storage, key: &'static str, option: &str) -> Result<u6
     let fits = |bytes: &u64| bytes.is_multiple_of(BLOCK_SIZE) && *bytes <= MAX_DEVICE_BYTES;
     bytes
         .filter(fits)
-        .ok_or_else(|| field_error(message, key, value, "a decimal multiple of 4096 below 16 TiB"))
+        .ok_or_else(|| field_error(message, key, value, "a decimal multiple of 4096, at most 16 TiB"))
 }
 
 fn field_error(message: &Storage, field: &'static str, found: &str, expected: &'static str) -> StorageError {
