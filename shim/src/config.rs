@@ -14,6 +14,8 @@ use launch::plan::{Hypervisor, Tee};
 use protobuf::CodedInputStream;
 use serde::Deserialize;
 
+use crate::sizing::SCRATCH_MIB;
+
 /// Where the configuration is when containerd names no other.
 pub const DEFAULT_PATH: &str = "/etc/uvm/uvm.toml";
 /// Longest configuration that is read, in bytes.
@@ -253,6 +255,9 @@ impl Config {
         if self.default_memory_mib < launch::layout::MIN_MEMORY_MIB {
             return Err(value("default_memory_mib", "at least 64", self.default_memory_mib.to_string()));
         }
+        if self.scratch_mib != 0 && !SCRATCH_MIB.contains(&self.scratch_mib) {
+            return Err(value("scratch_mib", "0 or 32 to 16777216", self.scratch_mib.to_string()));
+        }
         if !(1..=3600).contains(&self.boot_timeout_s) {
             return Err(value("boot_timeout_s", "1 to 3600", self.boot_timeout_s.to_string()));
         }
@@ -315,6 +320,11 @@ mod tests {
                 "image = \"/i\"\nrootfs = \"/r\"\ndefault_vcpus = 0",
                 "default_vcpus: expected 1 to 64, found 0",
             ),
+            (
+                "image = \"/i\"\nrootfs = \"/r\"\nscratch_mib = 31",
+                "scratch_mib: expected 0 or 32 to 16777216",
+            ),
+            ("image = \"/i\"\nrootfs = \"/r\"\nkubelet_root = \"k\"", "kubelet_root"),
             ("image = \"/i\"\nrootfs = \"/r\"\ntee = \"magic\"", "tee"),
             ("image = \"/i\"\nrootfs = \"/r\"\nhypervisor = \"xen\"", "hypervisor"),
             ("image = \"/i\"\nrootfs = \"/r\"\nenable_annotations = [\"kernel\"]", "enable_annotations"),

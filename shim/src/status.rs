@@ -135,7 +135,7 @@ impl TaskError {
             }
             Self::Layers(_) | Self::Scratch(_) | Self::Storage(_) | Self::Vm(_) | Self::Agent(_) => {
                 Code::INTERNAL
-            },
+            }
         }
     }
 }

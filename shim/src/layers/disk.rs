@@ -83,9 +83,7 @@ impl Book {
                     };
                     plan.missing.push(index);
                     let placed = Placed { at, description: description.clone() };
-                    self.layers
-                        .entry(description.root_hash.clone())
-                        .or_insert(Entry { placed, users: 0 })
+                    self.layers.entry(description.root_hash.clone()).or_insert(Entry { placed, users: 0 })
                 }
             };
             entry.users += 1;

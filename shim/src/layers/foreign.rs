@@ -55,7 +55,8 @@ pub fn verified(image: &Image, cache: &Path) -> Result<LayerFile, LayersError> {
         return Err(layer_error(&image.metadata, "hashoffset", expected, stated.hashoffset));
     }
     let data_blocks = stated.hashoffset / BLOCK_SIZE;
-    let description = Description { root_hash: stated.roothash, data_blocks, length }.check(&image.metadata)?;
+    let description =
+        Description { root_hash: stated.roothash, data_blocks, length }.check(&image.metadata)?;
     if recall(&entry.record()).as_ref() != Some(&description) {
         verify(&file, &image.path, &description)?;
         remember(&description, &entry.record())?;
@@ -68,8 +69,9 @@ fn verify(file: &File, path: &Path, stated: &Description) -> Result<(), LayersEr
     let mut block = [0; SUPERBLOCK_SIZE];
     let superblock_at = stated.data_blocks * BLOCK_SIZE;
     file.read_exact_at(&mut block, superblock_at).map_err(file_error("read", path))?;
-    let superblock = Superblock::parse(&block)
-        .map_err(|error| layer_error(path, "superblock", "SHA-256, blocks of 4096 bytes, 32 zeros of salt", error))?;
+    let superblock = Superblock::parse(&block).map_err(|error| {
+        layer_error(path, "superblock", "SHA-256, blocks of 4096 bytes, 32 zeros of salt", error)
+    })?;
     if superblock.data_blocks != stated.data_blocks {
         return Err(layer_error(path, "data blocks", stated.data_blocks, superblock.data_blocks));
     }

@@ -28,7 +28,9 @@ use std::path::{Path, PathBuf};
 
 use agent_protocol::paths;
 use agent_protocol::rpc::agent::Storage;
-use agent_protocol::storage::{BLOCK_SIZE, LayerStorage, MAX_LAYERS, OverlayStorage, StorageError, VerityInfo};
+use agent_protocol::storage::{
+    BLOCK_SIZE, LayerStorage, MAX_LAYERS, OverlayStorage, StorageError, VerityInfo,
+};
 use erofs_verity::erofs::WriteError;
 use erofs_verity::source::dir::DirError;
 use positions::DISK_BYTES;
@@ -180,7 +182,12 @@ impl LayerFile {
         };
         let (metadata, file) = open().map_err(file_error("open layer", &self.path))?;
         if !metadata.is_file() {
-            return Err(layer_error(&self.path, "kind", "a regular file", format!("{:?}", metadata.file_type())));
+            return Err(layer_error(
+                &self.path,
+                "kind",
+                "a regular file",
+                format!("{:?}", metadata.file_type()),
+            ));
         }
         if metadata.len() != self.description.length {
             let expected = format!("{} bytes", self.description.length);

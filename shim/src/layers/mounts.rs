@@ -16,7 +16,9 @@ use agent_protocol::storage::MAX_LAYERS;
 use containerd_shim::protos::api::Mount;
 
 use super::foreign::Image;
-use super::{LayerFile, LayersError, file_error, foreign, layer_error, pack, snapshotter, without_duplicates};
+use super::{
+    LayerFile, LayersError, file_error, foreign, layer_error, pack, snapshotter, without_duplicates,
+};
 
 /// Mount types of containerd's that this runtime takes as they are; containerd must not mount them on the host.
 pub const TAKEN_AS_THEY_ARE: &str = "erofs,mkfs/*,format/*,mkdir/*";
@@ -170,7 +172,9 @@ fn image(mount: &Mount) -> Result<Source, LayersError> {
 fn lower(list: &str, before: &[Mount]) -> Result<Vec<Source>, LayersError> {
     let unknown = || LayersError::Mounts(format!("an overlay of {list:?}"));
     let mut sources = match template(list) {
-        None => list.split(':').map(|path| directory(path).map(Source::Directory)).collect::<Result<_, _>>()?,
+        None => {
+            list.split(':').map(|path| directory(path).map(Source::Directory)).collect::<Result<_, _>>()?
+        }
         Some((words, "")) => {
             let (first, last) = match words.as_slice() {
                 ["mount", index] => (number(index), number(index)),
@@ -324,7 +328,10 @@ mod tests {
     fn an_image_without_verity_metadata_is_refused_with_a_hint() {
         let error = Stack::from_mounts(&[mount("erofs", "/s/layer.erofs", &["ro", "loop"])]).unwrap_err();
         let message = error.to_string();
-        assert!(message.starts_with("layer /s/layer.erofs") && message.contains("dmverity_mode"), "{message}");
+        assert!(
+            message.starts_with("layer /s/layer.erofs") && message.contains("dmverity_mode"),
+            "{message}"
+        );
     }
 
     #[test]

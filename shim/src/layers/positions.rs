@@ -50,7 +50,10 @@ mod tests {
     #[test]
     fn the_first_gap_that_fits_is_used_before_the_disk_grows() {
         let mut positions = Positions::default();
-        assert_eq!([1, 2, 3].map(|blocks| positions.take(blocks * BLOCK)), [0, 1, 3].map(|at| Some(at * BLOCK)));
+        assert_eq!(
+            [1, 2, 3].map(|blocks| positions.take(blocks * BLOCK)),
+            [0, 1, 3].map(|at| Some(at * BLOCK))
+        );
         assert!(positions.free(BLOCK));
         assert_eq!(positions.take(3 * BLOCK), Some(6 * BLOCK), "too large for the gap");
         assert_eq!(positions.take(BLOCK), Some(BLOCK));

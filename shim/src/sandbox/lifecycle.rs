@@ -129,6 +129,10 @@ impl Actor {
                 Some(spec) => effects::start_exec(&guest.agent, &id, spec, stdio).await,
                 None => effects::start_first(&guest.agent, &id, open).await,
             };
+            let started = match started {
+                Err(error) => Err(effects::explain(&guest, error).await),
+                started => started,
+            };
             Notice::Started(id, started, reply)
         });
         Ok(())
