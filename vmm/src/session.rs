@@ -89,11 +89,11 @@ fn answer<S: AsFd>(parent: &Parent<S>, running: &Running, end: &Sender<Exit>) {
 
 fn obey(request: Request, packet: Packet, running: &Running) -> Result<(), String> {
     match request {
-        Request::Attach { slot, segments } => {
+        Request::Attach { slot, at, segments } => {
             let files = packet.files.into_iter().map(File::from).collect();
-            running.attach(slot, &segments, files).map_err(|error| error.to_string())
+            running.attach(slot, at, &segments, files).map_err(|error| error.to_string())
         }
-        Request::Detach { slot } => running.detach(slot).map_err(|error| error.to_string()),
+        Request::Detach { slot, at } => running.detach(slot, at).map_err(|error| error.to_string()),
         Request::Stop => Ok(()),
     }
 }

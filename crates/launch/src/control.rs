@@ -11,30 +11,41 @@ use crate::plan::{HostData, Tee};
 
 /// Longest message in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024;
-/// Most files, and so most segments, that one request carries.
+/// Most files, and so most segments, that one request carries (the system's own limit is 253, unix(7)).
 pub const MAX_SEGMENTS: usize = 200;
+/// Most segments that one disk shows at a time.
+pub const MAX_ATTACHED: usize = 32 * 1024;
+/// What positions on a disk and in files, and lengths, are multiples of, in bytes.
+pub const SEGMENT_ALIGNMENT: u64 = 4096;
 
 /// What the parent asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// Shows files, one after another, as one read-only disk in an empty slot.
+    /// Shows parts of files, one after another, on a disk from byte `at` on. What is attached never overlaps;
+    /// between attached parts there may be gaps, in which requests fail. The disk ends with what is attached
+    /// last on it.
     Attach {
-        /// Block slot, 1 to `BLOCK_SLOTS - 1`.
+        /// The disk: [`SLOT_LAYERS`](crate::layout::SLOT_LAYERS), whose files must be open for reading only, or
+        /// [`SLOT_SCRATCH`](crate::layout::SLOT_SCRATCH), whose files must be open for both.
         slot: u32,
-        /// What the disk consists of; segment `n` is backed by the `n`th file that came along.
+        /// Position on the disk, a multiple of [`SEGMENT_ALIGNMENT`].
+        at: u64,
+        /// What is attached; segment `n` is backed by the `n`th file that came along.
         segments: Vec<Segment>,
     },
-    /// Empties a slot.
+    /// Takes away again all that one request attached.
     Detach {
-        /// Block slot.
+        /// The disk.
         slot: u32,
+        /// The position that the request named.
+        at: u64,
     },
     /// Ends the machine now.
     Stop,
 }
 
-/// A part of a composite disk, in bytes; both are multiples of 4096.
+/// A part of a file, in bytes; both are multiples of [`SEGMENT_ALIGNMENT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Segment {

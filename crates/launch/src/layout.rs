@@ -28,10 +28,16 @@ pub const VIRTIO_DEVICES: u32 = 2 + BLOCK_SLOTS;
 pub const VIRTIO_RNG: u32 = 0;
 /// Index of the vsock device.
 pub const VIRTIO_VSOCK: u32 = 1;
-/// Index of block slot 0, which holds the root file system.
+/// Index of block slot 0.
 pub const VIRTIO_BLOCK0: u32 = 2;
-/// Block slots: slot 0 is the root file system (`/dev/vda`), slots 1… take layers at run time.
-pub const BLOCK_SLOTS: u32 = 9;
+/// Block slots: disks that exist from boot.
+pub const BLOCK_SLOTS: u32 = 3;
+/// The disk with the root file system (`/dev/vda`); it never changes.
+pub const SLOT_ROOTFS: u32 = 0;
+/// The read-only disk on which container image layers appear while the machine runs (`/dev/vdb`).
+pub const SLOT_LAYERS: u32 = 1;
+/// The writable disk for the guest's encrypted scratch space (`/dev/vdc`).
+pub const SLOT_SCRATCH: u32 = 2;
 
 /// I/O APIC register window.
 pub const IOAPIC_BASE: u64 = 0xFEC0_0000;

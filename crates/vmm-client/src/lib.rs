@@ -142,25 +142,25 @@ impl Vmm {
         self.pid
     }
 
-    /// Shows `segments`, one after another, as a read-only disk in `slot`.
+    /// Shows `segments`, one after another, on the disk in `slot` from byte `at` on.
     ///
     /// # Errors
-    /// When the VMM refuses (slot in use or unknown, bad segment), has ended, or does not answer.
-    pub fn attach(&self, slot: u32, segments: &[(File, Segment)]) -> Result<(), ClientError> {
+    /// When the VMM refuses (unknown slot, something there already, bad segment), has ended, or does not answer.
+    pub fn attach(&self, slot: u32, at: u64, segments: &[(File, Segment)]) -> Result<(), ClientError> {
         if segments.len() > MAX_SEGMENTS {
             return Err(ClientError::TooManySegments(segments.len()));
         }
         let files: Vec<BorrowedFd<'_>> = segments.iter().map(|(file, _)| file.as_fd()).collect();
         let segments = segments.iter().map(|(_, segment)| *segment).collect();
-        self.shared.request(&Request::Attach { slot, segments }, &files)
+        self.shared.request(&Request::Attach { slot, at, segments }, &files)
     }
 
-    /// Empties `slot`.
+    /// Takes what was attached to the disk in `slot` at byte `at` away again.
     ///
     /// # Errors
-    /// When the VMM refuses, has ended, or does not answer.
-    pub fn detach(&self, slot: u32) -> Result<(), ClientError> {
-        self.shared.request(&Request::Detach { slot }, &[])
+    /// When the VMM refuses (nothing was attached there), has ended, or does not answer.
+    pub fn detach(&self, slot: u32, at: u64) -> Result<(), ClientError> {
+        self.shared.request(&Request::Detach { slot, at }, &[])
     }
 
     /// Asks the VMM to end the machine in order; [`Vmm::wait`] tells when it has.

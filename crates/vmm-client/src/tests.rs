@@ -49,13 +49,13 @@ fn files_travel_with_the_request_and_refusals_come_back() {
         let packet = receive(&theirs).unwrap().unwrap();
         let request: Request = serde_json::from_slice(&packet.bytes).unwrap();
         assert_eq!(packet.files.len(), 1);
-        reply(&theirs, &Message::Reply(Some("slot 3 is in use".into())));
+        reply(&theirs, &Message::Reply(Some("byte 0 is taken".into())));
         (request, theirs)
     });
     let segments = vec![Segment { offset: 0, length: 4096 }];
-    let request = Request::Attach { slot: 3, segments };
+    let request = Request::Attach { slot: 1, at: 0, segments };
     let refused = shared.request(&request, &[file.as_fd()]).unwrap_err();
-    assert!(matches!(refused, ClientError::Refused(why) if why == "slot 3 is in use"));
+    assert!(matches!(refused, ClientError::Refused(why) if why == "byte 0 is taken"));
     assert_eq!(vmm.join().unwrap().0, request);
 }
 

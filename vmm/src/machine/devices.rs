@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use launch::layout::{
-    BLOCK_SLOTS, SERIAL_GSI, VIRTIO_BLOCK0, VIRTIO_RNG, VIRTIO_VSOCK, virtio_base, virtio_gsi,
+    SERIAL_GSI, SLOT_LAYERS, SLOT_ROOTFS, SLOT_SCRATCH, VIRTIO_BLOCK0, VIRTIO_RNG, VIRTIO_VSOCK, virtio_base,
+    virtio_gsi,
 };
 use launch::plan::LaunchPlan;
 use vm_memory::GuestMemoryMmap;
@@ -18,15 +19,15 @@ use super::ports::Ports;
 use crate::event_loop::EventLoop;
 use crate::hv::{HvError, Vm};
 use crate::ioapic::{IoApic, MsiSink};
-use crate::virtio::blk::{AttachError, Block, BlockSlot};
-use crate::virtio::disk::{Access, Disk, DiskError, Segment};
+use crate::virtio::blk::{Block, BlockSlot};
+use crate::virtio::disk::{Access, DiskError, Segment};
 use crate::virtio::host_access::{HostAccess, Refusal};
 use crate::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
 use crate::virtio::{Interrupt, InterruptLine, VirtioDevice};
 
-/// Queues of a block slot: requests of one slot are served by one thread, so more would not be faster.
+/// Queues of a block device: its requests are served by one thread, so more would not be faster.
 const BLOCK_QUEUES: u16 = 1;
 /// The guest's address on its own virtual socket bus: every machine has a bus of its own.
 const GUEST_CID: u64 = 3;
@@ -52,7 +53,7 @@ pub enum DeviceError {
     },
     /// The root file system cannot be shown.
     #[error("root file system: {0}")]
-    Rootfs(#[from] SlotError),
+    Rootfs(#[source] DiskError),
     /// The hypervisor refused a kick.
     #[error(transparent)]
     Hypervisor(#[from] HvError),
@@ -64,12 +65,9 @@ pub enum DeviceError {
 /// Why a slot does not do what it is asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
-    /// No slot that may be changed has this number.
-    #[error("block slot {0}: expected 1 to {last}", last = BLOCK_SLOTS - 1)]
+    /// No disk that may be changed has this number.
+    #[error("block slot {0}: expected {SLOT_LAYERS} for layers or {SLOT_SCRATCH} for scratch space")]
     Unknown(u32),
-    /// There is nothing to take out.
-    #[error("block slot {0}: expected a disk in it, found it empty")]
-    Empty(u32),
     /// Files and segments do not go together.
     #[error("expected {expected} files, one for each segment, found {found}")]
     Files {
@@ -78,29 +76,39 @@ pub enum SlotError {
         /// Files.
         found: usize,
     },
-    /// The segments do not make a disk.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// The slot does not take the disk.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
+    /// The disk does not do it.
+    #[error("block slot {slot}: {source}")]
+    Disk {
+        /// Which disk.
+        slot: u32,
+        /// Why.
+        source: DiskError,
+    },
 }
 
-/// The slots that take disks while the machine runs.
-pub struct Slots(Vec<BlockSlot>);
+/// The disks that change while the machine runs.
+pub struct Slots {
+    layers: BlockSlot,
+    scratch: BlockSlot,
+}
 
 impl Slots {
-    /// Slot `number`; number 0 holds the root file system and is not to be had.
+    /// Disk `number`. The root file system's is not to be had.
     pub fn get(&self, number: u32) -> Result<&BlockSlot, SlotError> {
-        let index = number.checked_sub(1).and_then(|index| usize::try_from(index).ok());
-        index.and_then(|index| self.0.get(index)).ok_or(SlotError::Unknown(number))
+        match number {
+            SLOT_LAYERS => Ok(&self.layers),
+            SLOT_SCRATCH => Ok(&self.scratch),
+            _ => Err(SlotError::Unknown(number)),
+        }
     }
 }
 
-/// The threads on which devices work: disks have their own, so that a slow one never holds up a connection.
+/// The threads on which devices work. Disks have their own, so that a slow one never holds up a connection; and
+/// scratch space has its own, because a writer waits for the host's disk where a reader finds the page cache.
 pub struct Loops {
     streams: EventLoop,
     disks: EventLoop,
+    scratch: EventLoop,
 }
 
 /// All devices of a machine, waiting for their drivers.
@@ -109,7 +117,7 @@ pub struct Devices {
     pub bus: Arc<Bus>,
     /// I/O ports.
     pub ports: Ports<SerialLine>,
-    /// Slots for layers.
+    /// Disks that change.
     pub slots: Slots,
     /// Their threads.
     pub loops: Loops,
@@ -170,6 +178,7 @@ impl Devices {
         let loops = Loops {
             streams: EventLoop::spawn("streams").map_err(system("the stream thread"))?,
             disks: EventLoop::spawn("disks").map_err(system("the disk thread"))?,
+            scratch: EventLoop::spawn("scratch").map_err(system("the scratch thread"))?,
         };
         let ioapic = Arc::new(IoApic::new(Arc::new(Messages(Arc::clone(vm)))));
         let line = |gsi| ioapic.line(gsi).ok_or(DeviceError::Line(gsi));
@@ -197,32 +206,31 @@ impl Devices {
             .map_err(|source| DeviceError::File { path: plan.vsock.clone(), source })?;
         add(VIRTIO_VSOCK, Box::new(device), vsock)?;
 
-        let mut slots = Vec::new();
-        for number in 0..BLOCK_SLOTS {
-            let index = VIRTIO_BLOCK0 + number;
-            let interrupt = interrupt(index)?;
-            let (name, disks) = (format!("uvm-slot-{number}"), loops.disks.handle());
-            let (device, slot) = Block::new(&name, Access::ReadOnly, BLOCK_QUEUES, interrupt.clone(), disks);
-            add(index, Box::new(device), interrupt)?;
-            slots.push(slot);
-        }
-        // The first slot is the root file system's for good.
-        slots.remove(0).attach(whole(rootfs)?).map_err(SlotError::from)?;
+        let mut block = |slot, name, access, events: &EventLoop| {
+            let interrupt = interrupt(VIRTIO_BLOCK0 + slot)?;
+            let (device, disk) = Block::new(name, access, BLOCK_QUEUES, interrupt.clone(), events.handle());
+            add(VIRTIO_BLOCK0 + slot, Box::new(device), interrupt)?;
+            Ok::<_, DeviceError>(disk)
+        };
+        let root = block(SLOT_ROOTFS, "uvm-rootfs", Access::ReadOnly, &loops.disks)?;
+        root.attach(0, vec![whole(rootfs)]).map_err(DeviceError::Rootfs)?;
+        let layers = block(SLOT_LAYERS, "uvm-layers", Access::ReadOnly, &loops.disks)?;
+        let scratch = block(SLOT_SCRATCH, "uvm-scratch", Access::ReadWrite, &loops.scratch)?;
+        let slots = Slots { layers, scratch };
 
         let console = match &plan.console {
             Some(path) => Some((SerialLine(line(SERIAL_GSI)?), console(path)?)),
             None => None,
         };
         let ports = Ports::new(console);
-        Ok(Self { bus: Arc::new(Bus { virtio, ioapic }), ports, slots: Slots(slots), loops })
+        Ok(Self { bus: Arc::new(Bus { virtio, ioapic }), ports, slots, loops })
     }
 }
 
-/// A whole file as a read-only disk.
-fn whole(file: File) -> Result<Disk, SlotError> {
-    let length = file.metadata().map(|metadata| metadata.len()).unwrap_or(0);
-    let segments = vec![Segment { file, offset: 0, length }];
-    Ok(Disk::new(segments, Access::ReadOnly)?)
+/// All of a file. One that cannot be examined has no bytes, and is refused for that.
+fn whole(file: File) -> Segment {
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    Segment { file, offset: 0, length }
 }
 
 fn console(path: &Path) -> Result<Box<dyn Write + Send>, DeviceError> {

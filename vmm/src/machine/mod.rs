@@ -27,7 +27,6 @@ use launch::plan::{LaunchPlan, Tee};
 use vm_memory::GuestMemoryMmap;
 
 use crate::hv::{self, HvError, Launch, Run, Settings, Vcpu, Vm};
-use crate::virtio::disk::{Access, Disk};
 
 pub use devices::{DeviceError, SlotError};
 pub use expectation::ExpectationError;
@@ -242,11 +241,17 @@ impl std::fmt::Debug for Running {
 }
 
 impl Running {
-    /// Shows `files`, cut to `segments`, one after another as a read-only disk in `slot`.
+    /// Shows `files`, cut to `segments`, one after another on the disk in `slot` from byte `at` on.
     ///
     /// # Errors
     /// When slot, files or segments are not as they should be; nothing has changed then.
-    pub fn attach(&self, slot: u32, segments: &[Segment], files: Vec<File>) -> Result<(), SlotError> {
+    pub fn attach(
+        &self,
+        slot: u32,
+        at: u64,
+        segments: &[Segment],
+        files: Vec<File>,
+    ) -> Result<(), SlotError> {
         if segments.len() != files.len() || segments.len() > MAX_SEGMENTS {
             return Err(SlotError::Files { expected: segments.len(), found: files.len() });
         }
@@ -255,16 +260,16 @@ impl Running {
             offset: segment.offset,
             length: segment.length,
         });
-        let disk = Disk::new(parts.collect(), Access::ReadOnly)?;
-        self.slots.get(slot)?.attach(disk).map_err(SlotError::from)
+        let attached = self.slots.get(slot)?.attach(at, parts.collect());
+        attached.map_err(|source| SlotError::Disk { slot, source })
     }
 
-    /// Empties `slot`.
+    /// Takes away what was attached to the disk in `slot` at byte `at`.
     ///
     /// # Errors
-    /// When there is no such slot, or it is empty.
-    pub fn detach(&self, slot: u32) -> Result<(), SlotError> {
-        if self.slots.get(slot)?.detach() { Ok(()) } else { Err(SlotError::Empty(slot)) }
+    /// When there is no such slot, or nothing was attached there.
+    pub fn detach(&self, slot: u32, at: u64) -> Result<(), SlotError> {
+        self.slots.get(slot)?.detach(at).map_err(|source| SlotError::Disk { slot, source })
     }
 }
 

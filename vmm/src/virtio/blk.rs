@@ -1,11 +1,16 @@
 //! The block device (virtio 1.2, section 5.2).
 //!
-//! A device is a slot that may be empty: then its capacity is zero. [`BlockSlot`] puts a disk in or takes it
-//! out, before or after the driver is ready; the driver learns of it by a configuration interrupt. A read-only
-//! slot offers VIRTIO_BLK_F_RO and refuses writes whatever the driver negotiated.
+//! A device shows a disk that begins with no bytes. [`BlockSlot`] attaches parts of files to it and detaches
+//! them, before or after the driver is ready; the driver learns of a new capacity by a configuration interrupt.
+//! A read-only device offers VIRTIO_BLK_F_RO and refuses writes whatever the driver negotiated.
 //!
 //! Requests run one by one on the event loop thread that the device was made with. Their size is bounded by
 //! what the configuration announces: [`SEG_MAX`] buffers of [`SIZE_MAX`] bytes.
+//!
+//! VIRTIO_BLK_F_FLUSH is not offered. A request is done when the host's page cache has it, and what a machine
+//! writes has no use after the machine's end: there is no power failure that it could survive. DISCARD and
+//! WRITE_ZEROES are not either: every block of encrypted, authenticated storage has a tag, so the guest has no
+//! use for blocks that the host fills.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +20,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::GuestMemoryMmap;
 
 use super::chain::{Chain, ChainError, Part};
-use super::disk::{Access, Disk, SECTOR, TransferError};
+use super::disk::{Access, Disk, DiskError, SECTOR, Segment, TransferError};
 use super::guest_io::Direction;
 use super::interrupt::Interrupt;
 use super::queue::VirtQueue;
@@ -40,76 +45,58 @@ const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 /// Most queues of a device.
 pub const MAX_QUEUES: u16 = 16;
 
-/// Why a slot does not take a disk.
-#[derive(Debug, thiserror::Error)]
-pub enum AttachError {
-    /// It has one.
-    #[error("block slot {name}: expected it empty, found a disk in it")]
-    Occupied {
-        /// The slot's name.
-        name: String,
-    },
-    /// A slot is read-only or not for its whole life.
-    #[error("block slot {name}: expected a disk for {expected:?}, found one for {found:?}")]
-    Access {
-        /// The slot's name.
-        name: String,
-        /// The slot's access.
-        expected: Access,
-        /// The disk's.
-        found: Access,
-    },
-}
-
 struct Slot {
     name: String,
     access: Access,
     interrupt: Interrupt,
-    disk: Mutex<Option<Arc<Disk>>>,
+    disk: Mutex<Arc<Disk>>,
 }
 
 impl Slot {
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Disk>>> {
+    fn lock(&self) -> MutexGuard<'_, Arc<Disk>> {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn disk(&self) -> Option<Arc<Disk>> {
-        self.lock().clone()
+    fn disk(&self) -> Arc<Disk> {
+        Arc::clone(&self.lock())
+    }
+
+    fn change(&self, new: impl FnOnce(&Disk) -> Result<Disk, DiskError>) -> Result<(), DiskError> {
+        let mut current = self.lock();
+        let new = Arc::new(new(&current)?);
+        let resized = new.size() != current.size();
+        let old = std::mem::replace(&mut *current, new);
+        // Told under the lock: nobody reads a capacity that the generation does not count yet.
+        if resized {
+            self.interrupt.config_changed();
+        }
+        drop(current);
+        // Files may be closed here, which may take its time.
+        drop(old);
+        Ok(())
     }
 }
 
-/// Puts disks into a slot and takes them out, from any thread.
+/// Attaches parts of files to a device's disk and detaches them, from any thread.
 #[derive(Clone)]
 pub struct BlockSlot(Arc<Slot>);
 
 impl BlockSlot {
-    /// Shows `disk` in the slot.
+    /// Shows `segments`, one after another, from byte `at` on.
     ///
     /// # Errors
-    /// When the slot is not empty, or not for disks of this access.
-    pub fn attach(&self, disk: Disk) -> Result<(), AttachError> {
-        let (name, expected, found) = (self.0.name.clone(), self.0.access, disk.access());
-        if expected != found {
-            return Err(AttachError::Access { name, expected, found });
-        }
-        let mut current = self.0.lock();
-        if current.is_some() {
-            return Err(AttachError::Occupied { name });
-        }
-        *current = Some(Arc::new(disk));
-        self.0.interrupt.config_changed();
-        Ok(())
+    /// See [`Disk::with`]; nothing has changed then.
+    pub fn attach(&self, at: u64, segments: Vec<Segment>) -> Result<(), DiskError> {
+        self.0.change(|disk| disk.with(at, segments))
     }
 
-    /// Empties the slot; `false` if it was empty. A request that is being worked on is finished first or
-    /// later; the files are closed after it.
-    pub fn detach(&self) -> bool {
-        let mut current = self.0.lock();
-        let disk = current.take();
-        if disk.is_some() {
-            self.0.interrupt.config_changed();
-        }
-        disk.is_some()
+    /// Takes away what was attached at byte `at`. A request that is being worked on may still end on it; its
+    /// files are closed then.
+    ///
+    /// # Errors
+    /// When nothing was attached there.
+    pub fn detach(&self, at: u64) -> Result<(), DiskError> {
+        self.0.change(|disk| disk.without(at))
     }
 }
 
@@ -122,7 +109,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// An empty slot called `name` (the guest sees its first 20 bytes), with `queues` queues (1 to
+    /// A device called `name` (the guest sees its first 20 bytes) that shows nothing yet, with `queues` queues (1 to
     /// [`MAX_QUEUES`]; more or fewer are brought into that range), whose requests run on `events`.
     #[must_use]
     pub fn new(
@@ -132,7 +119,12 @@ impl Block {
         interrupt: Interrupt,
         events: LoopHandle,
     ) -> (Self, BlockSlot) {
-        let slot = Arc::new(Slot { name: name.to_owned(), access, interrupt, disk: Mutex::new(None) });
+        let slot = Arc::new(Slot {
+            name: name.to_owned(),
+            access,
+            interrupt,
+            disk: Mutex::new(Arc::new(Disk::empty(access))),
+        });
         let queue_sizes = vec![QUEUE_SIZE; queues.clamp(1, MAX_QUEUES).into()];
         let handle = BlockSlot(Arc::clone(&slot));
         (Self { slot, queue_sizes, events, worker: None }, handle)
@@ -140,7 +132,7 @@ impl Block {
 
     /// `struct virtio_blk_config` up to `num_queues`.
     fn config(&self) -> [u8; 36] {
-        let sectors = self.slot.disk().map_or(0, |disk| disk.size() / SECTOR);
+        let sectors = self.slot.disk().size() / SECTOR;
         let queues = u16::try_from(self.queue_sizes.len()).unwrap_or(MAX_QUEUES);
         let mut config = [0; 36];
         config[0..8].copy_from_slice(&sectors.to_le_bytes());
@@ -161,7 +153,7 @@ impl VirtioDevice for Block {
     }
 
     fn device_features(&self) -> u64 {
-        let mut features = 1 << VIRTIO_BLK_F_SIZE_MAX | 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_FLUSH;
+        let mut features = 1 << VIRTIO_BLK_F_SIZE_MAX | 1 << VIRTIO_BLK_F_SEG_MAX;
         if self.slot.access == Access::ReadOnly {
             features |= 1 << VIRTIO_BLK_F_RO;
         }
@@ -190,7 +182,7 @@ impl VirtioDevice for Block {
         if let Some(worker) = self.worker.take()
             && let Err(error) = self.events.remove(worker)
         {
-            log::warn!("block slot {}: {error}", self.slot.name);
+            log::warn!("block device {}: {error}", self.slot.name);
         }
     }
 }
@@ -221,7 +213,7 @@ impl Handler for Worker {
             queue.serve(memory, &self.interrupt, &mut self.chain, |chain| answer(slot, memory, chain));
         if let Err(error) = served {
             self.broken = true;
-            self.interrupt.require_reset(&format_args!("block slot {}: {error}", slot.name));
+            self.interrupt.require_reset(&format_args!("block device {}: {error}", slot.name));
         }
     }
 }
@@ -284,10 +276,6 @@ fn execute(
             let slices = chain.slices(memory, Part::Readable, HEADER_BYTES, length)?;
             transfer(slot, Direction::ToFile, sector, length, slices)
         }
-        VIRTIO_BLK_T_FLUSH => match slot.disk().map_or(Ok(()), |disk| disk.flush()) {
-            Ok(()) => Outcome::Done(0),
-            Err(error) => failed(slot, &error),
-        },
         VIRTIO_BLK_T_GET_ID => {
             let mut id = [0; ID_BYTES];
             read_config_bytes(slot.name.as_bytes(), 0, &mut id);
@@ -307,24 +295,20 @@ fn transfer<'m>(
     length: u32,
     slices: impl Iterator<Item = Result<vm_memory::VolatileSlice<'m>, vm_memory::GuestMemoryError>>,
 ) -> Outcome {
-    let Some(disk) = slot.disk() else {
-        return Outcome::Failed;
-    };
     let length = u64::from(length);
     let Some(position) = sector.checked_mul(SECTOR).filter(|_| length.is_multiple_of(SECTOR)) else {
         return Outcome::Failed;
     };
-    match disk.transfer(direction, position, length, slices) {
+    match slot.disk().transfer(direction, position, length, slices) {
         Ok(()) => Outcome::Done(0),
-        // The driver's own fault: not worth a line in the host's log each time.
-        Err(TransferError::PastEnd { .. } | TransferError::ReadOnly) => Outcome::Failed,
-        Err(error) => failed(slot, &error),
+        Err(error) => {
+            // What the driver does wrong, or hits again, is not worth a line in the host's log each time.
+            if let TransferError::Host { first: true, .. } | TransferError::Memory(_) = error {
+                log::warn!("block device {}: {error}", slot.name);
+            }
+            Outcome::Failed
+        }
     }
-}
-
-fn failed(slot: &Slot, error: &dyn std::fmt::Display) -> Outcome {
-    log::warn!("block slot {}: {error}", slot.name);
-    Outcome::Failed
 }
 
 #[cfg(test)]

@@ -1,88 +1,57 @@
-//! What a block device shows: parts of files, one after another.
+//! What a block device shows: parts of files, each at its own position, with gaps between them.
+//!
+//! A [`Disk`] is a value. Attaching and detaching make a new one that shares the files with the old: a request
+//! ends on the disk that it began with, and a file is closed when the last disk that shows it is gone.
+//! Invariant: extents are sorted by position and do not overlap; all ends are within `off_t`.
 
-use std::fs::File;
+mod segment;
+
 use std::io;
+use std::sync::Arc;
 
-use rustix::fs::OFlags;
+use launch::control::{MAX_ATTACHED, SEGMENT_ALIGNMENT};
 use vm_memory::{GuestMemoryError, VolatileSlice};
 
+use self::segment::Backing;
+pub use self::segment::{Access, Segment, SegmentError};
 use super::guest_io::{Direction, Pieces};
 
 /// Bytes in a sector, the unit of every request.
 pub const SECTOR: u64 = 512;
 
-/// Whether the guest may write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Reads only; every file must be open for reading only.
-    ReadOnly,
-    /// Reads and writes; every file must be open for both.
-    ReadWrite,
-}
-
-/// A part of a file, in bytes; offset and length are multiples of [`SECTOR`].
-#[derive(Debug)]
-pub struct Segment {
-    /// An ordinary file.
-    pub file: File,
-    /// Where the part begins.
-    pub offset: u64,
-    /// How long it is.
-    pub length: u64,
-}
-
-/// Why a disk is refused.
+/// Why a disk does not become what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// No segments.
-    #[error("disk: expected at least one segment, found none")]
+    /// Nothing to attach.
+    #[error("expected at least one segment, found none")]
     Empty,
-    /// Offset or length are not whole sectors, or the length is zero.
-    #[error(
-        "disk segment {index}: expected whole sectors of {SECTOR} bytes, found {length} bytes at {offset}"
-    )]
-    Unaligned {
-        /// Which segment.
+    /// A segment is not fit to be shown.
+    #[error("segment {index}: {source}")]
+    Segment {
+        /// Which, counted from 0.
         index: usize,
-        /// Its offset.
-        offset: u64,
-        /// Its length.
-        length: u64,
+        /// What is wrong with it.
+        source: SegmentError,
     },
-    /// The file ends before the segment does, or the segments together are too long to count.
-    #[error("disk segment {index}: expected {length} bytes at {offset}, found a file of {found} bytes")]
-    TooShort {
-        /// Which segment.
-        index: usize,
-        /// Its offset.
-        offset: u64,
-        /// Its length.
-        length: u64,
-        /// Bytes in the file.
-        found: u64,
+    /// Not a whole block, or so far up that positions cannot be counted.
+    #[error("expected a position in whole blocks of {SEGMENT_ALIGNMENT} bytes and room behind it, found {0}")]
+    Position(u64),
+    /// Something is there already.
+    #[error("expected bytes {at} to {end} to be free, found something attached at {taken}")]
+    Overlap {
+        /// Where the new part was to begin.
+        at: u64,
+        /// Where it was to end.
+        end: u64,
+        /// Where what is there was attached.
+        taken: u64,
     },
-    /// A pipe, socket, directory or device.
-    #[error("disk segment {index}: expected an ordinary file")]
-    NotAFile {
-        /// Which segment.
-        index: usize,
-    },
-    /// The file is open in another way than the disk is to be used.
-    #[error("disk segment {index}: expected a file open for {expected:?}, found it open otherwise")]
-    Mode {
-        /// Which segment.
-        index: usize,
-        /// The disk's access.
-        expected: Access,
-    },
-    /// The file cannot be examined.
-    #[error("disk segment {index}: {source}")]
-    Io {
-        /// Which segment.
-        index: usize,
-        /// Why.
-        source: io::Error,
-    },
+    /// The disk is full of segments.
+    #[error("expected at most {MAX_ATTACHED} segments on a disk, found {0}")]
+    TooMany(usize),
+    /// Nothing was attached at this position.
+    #[error("expected something attached at byte {0}, found nothing")]
+    Nothing(u64),
 }
 
 /// Why a transfer fails.
@@ -90,73 +59,90 @@ pub enum DiskError {
 pub(super) enum TransferError {
     #[error("expected at most {size} bytes, found a request for {length} at {position}")]
     PastEnd { position: u64, length: u64, size: u64 },
+    #[error("expected bytes {position} to {end} to be attached, found a gap at {gap}")]
+    Gap { position: u64, end: u64, gap: u64 },
     #[error("expected reads only, found a write")]
     ReadOnly,
-    #[error(transparent)]
-    Io(#[from] io::Error),
+    /// The host's file or its storage failed.
+    #[error("byte {position} of the disk, byte {offset} of the file attached at {attached}: {source}")]
+    Host {
+        position: u64,
+        offset: u64,
+        attached: u64,
+        source: io::Error,
+        /// Whether this file has failed for the first time.
+        first: bool,
+    },
     #[error(transparent)]
     Memory(#[from] GuestMemoryError),
 }
 
-/// A segment at its place on the disk.
-#[derive(Debug)]
+/// A segment at its position on the disk. Cloned with every change: it stays small.
+#[derive(Debug, Clone)]
 struct Extent {
+    start: u64,
     end: u64,
-    segment: Segment,
+    /// Where it begins in its file.
+    offset: u64,
+    /// Where what it was attached with begins.
+    attached: u64,
+    backing: Arc<Backing>,
 }
 
-/// Segments shown one after another as one disk.
+/// Parts of files, shown as one disk.
 #[derive(Debug)]
 pub struct Disk {
-    extents: Vec<Extent>,
     access: Access,
+    extents: Vec<Extent>,
 }
 
 impl Disk {
-    /// Puts `segments` together.
-    ///
-    /// # Errors
-    /// When a segment is not whole sectors of an ordinary file that is long enough and opened as `access` says.
-    pub fn new(segments: Vec<Segment>, access: Access) -> Result<Self, DiskError> {
-        let mut end = 0u64;
-        let mut extents = Vec::with_capacity(segments.len());
-        for (index, segment) in segments.into_iter().enumerate() {
-            check(index, &segment, access)?;
-            let Segment { offset, length, .. } = segment;
-            // Sizes are off_t: positions on the disk stay within them too.
-            end = end
-                .checked_add(length)
-                .filter(|&end| i64::try_from(end).is_ok())
-                .ok_or(DiskError::TooShort { index, offset, length, found: 0 })?;
-            extents.push(Extent { end, segment });
-        }
-        if extents.is_empty() {
-            return Err(DiskError::Empty);
-        }
-        Ok(Self { extents, access })
+    /// A disk of no bytes.
+    #[must_use]
+    pub fn empty(access: Access) -> Self {
+        Self { access, extents: Vec::new() }
     }
 
-    /// Size in bytes.
+    /// This disk with `segments` on it too, one after another from byte `at` on.
+    ///
+    /// # Errors
+    /// When a segment is not whole blocks of an ordinary file that is long enough and open as the disk is used,
+    /// when something is there already, or when the disk would show more than [`MAX_ATTACHED`] segments.
+    pub fn with(&self, at: u64, segments: Vec<Segment>) -> Result<Self, DiskError> {
+        let new = place(at, segments, self.access)?;
+        let end = new.last().ok_or(DiskError::Empty)?.end;
+        let count = self.extents.len() + new.len();
+        if count > MAX_ATTACHED {
+            return Err(DiskError::TooMany(count));
+        }
+        let (before, after) = self.extents.split_at(self.extents.partition_point(|extent| extent.end <= at));
+        if let Some(taken) = after.first().filter(|extent| extent.start < end) {
+            return Err(DiskError::Overlap { at, end, taken: taken.attached });
+        }
+        let mut extents = Vec::with_capacity(count);
+        extents.extend_from_slice(before);
+        extents.extend(new);
+        extents.extend_from_slice(after);
+        Ok(Self { access: self.access, extents })
+    }
+
+    /// This disk without what was attached at byte `at`.
+    ///
+    /// # Errors
+    /// When nothing was.
+    pub fn without(&self, at: u64) -> Result<Self, DiskError> {
+        let left = self.extents.iter().filter(|extent| extent.attached != at);
+        let extents: Vec<Extent> = left.cloned().collect();
+        if extents.len() == self.extents.len() {
+            return Err(DiskError::Nothing(at));
+        }
+        Ok(Self { access: self.access, extents })
+    }
+
+    /// Size in bytes: where the last part ends.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.extents.last().map_or(0, |extent| extent.end)
-    }
-
-    /// Whether the guest may write.
-    #[must_use]
-    pub fn access(&self) -> Access {
-        self.access
-    }
-
-    /// Makes what was written durable.
-    ///
-    /// # Errors
-    /// When a file cannot be synchronised.
-    pub(super) fn flush(&self) -> io::Result<()> {
-        match self.access {
-            Access::ReadOnly => Ok(()),
-            Access::ReadWrite => self.extents.iter().try_for_each(|extent| extent.segment.file.sync_data()),
-        }
     }
 
     /// Moves `length` bytes between byte `position` of the disk and the memory `slices`, which are as long.
@@ -170,82 +156,98 @@ impl Disk {
         if direction == Direction::ToFile && self.access == Access::ReadOnly {
             return Err(TransferError::ReadOnly);
         }
-        let size = self.size();
-        if position.checked_add(length).is_none_or(|end| end > size) {
-            return Err(TransferError::PastEnd { position, length, size });
-        }
-        let mut run = Run { disk: self, direction, start: position, end: position, pieces: Pieces::new() };
-        for slice in slices {
-            run.add(slice?)?;
-        }
-        Ok(run.flush()?)
-    }
-
-    /// The extent that byte `position` is in.
-    fn extent(&self, position: u64) -> Option<&Extent> {
-        self.extents.get(self.extents.partition_point(|extent| extent.end <= position))
-    }
-}
-
-/// Pieces of memory that belong to neighbouring bytes of one extent, not yet moved.
-struct Run<'d, 'm> {
-    disk: &'d Disk,
-    direction: Direction,
-    start: u64,
-    end: u64,
-    pieces: Pieces<'m>,
-}
-
-impl<'m> Run<'_, 'm> {
-    fn add(&mut self, mut slice: VolatileSlice<'m>) -> io::Result<()> {
-        while !slice.is_empty() {
-            let extent = self.disk.extent(self.end).ok_or(io::ErrorKind::UnexpectedEof)?;
-            let room = usize::try_from(extent.end - self.end).unwrap_or(usize::MAX);
-            let (now, later) = slice.split_at(slice.len().min(room)).map_err(io::Error::other)?;
-            if self.pieces.is_full() {
-                self.flush()?;
+        let extents = self.covering(position, length)?;
+        let end = position + length;
+        let mut memory = Memory { slices, cut: None };
+        let mut pieces = Pieces::new();
+        let mut position = position;
+        for extent in extents {
+            while position < extent.end.min(end) {
+                let taken = memory.take(&mut pieces, extent.end.min(end) - position)?;
+                extent.transfer(direction, position, &mut pieces)?;
+                position += taken;
             }
-            self.pieces.push(&now)?;
-            self.end += u64::try_from(now.len()).map_err(io::Error::other)?;
-            if self.end == extent.end {
-                self.flush()?;
-            }
-            slice = later;
         }
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        let start = std::mem::replace(&mut self.start, self.end);
-        if start == self.end {
-            return Ok(());
+    /// The extents that bytes `position` to `position + length` lie in, without a gap.
+    fn covering(&self, position: u64, length: u64) -> Result<&[Extent], TransferError> {
+        let size = self.size();
+        let past_end = TransferError::PastEnd { position, length, size };
+        let end = position.checked_add(length).filter(|&end| end <= size).ok_or(past_end)?;
+        let (_, extents) =
+            self.extents.split_at(self.extents.partition_point(|extent| extent.end <= position));
+        let mut reached = position;
+        let mut count = 0;
+        while reached < end {
+            let next = extents.get(count).filter(|extent| extent.start <= reached);
+            reached = next.ok_or(TransferError::Gap { position, end, gap: reached })?.end;
+            count += 1;
         }
-        let Extent { end, segment } = self.disk.extent(start).ok_or(io::ErrorKind::UnexpectedEof)?;
-        let within = segment.length - (end - start);
-        self.pieces.transfer(self.direction, &segment.file, segment.offset + within)
+        Ok(extents.split_at(count).0)
     }
 }
 
-fn check(index: usize, segment: &Segment, access: Access) -> Result<(), DiskError> {
-    let &Segment { ref file, offset, length } = segment;
-    if length == 0 || !offset.is_multiple_of(SECTOR) || !length.is_multiple_of(SECTOR) {
-        return Err(DiskError::Unaligned { index, offset, length });
+/// Checks `segments` and puts them one after another from byte `at` on.
+fn place(at: u64, segments: Vec<Segment>, access: Access) -> Result<Vec<Extent>, DiskError> {
+    if !at.is_multiple_of(SEGMENT_ALIGNMENT) {
+        return Err(DiskError::Position(at));
     }
-    let metadata = file.metadata().map_err(|source| DiskError::Io { index, source })?;
-    if !metadata.is_file() {
-        return Err(DiskError::NotAFile { index });
-    }
-    if offset.checked_add(length).is_none_or(|end| end > metadata.len()) {
-        return Err(DiskError::TooShort { index, offset, length, found: metadata.len() });
-    }
-    let flags =
-        rustix::fs::fcntl_getfl(file).map_err(|error| DiskError::Io { index, source: error.into() })?;
-    let wanted = match access {
-        Access::ReadOnly => OFlags::RDONLY,
-        Access::ReadWrite => OFlags::RDWR,
+    let mut start = at;
+    let place = |(index, segment): (usize, Segment)| {
+        segment.check(access).map_err(|source| DiskError::Segment { index, source })?;
+        let Segment { file, offset, length } = segment;
+        let end = start.checked_add(length).filter(|&end| i64::try_from(end).is_ok());
+        let end = end.ok_or(DiskError::Position(at))?;
+        let start = std::mem::replace(&mut start, end);
+        Ok(Extent { start, end, offset, attached: at, backing: Arc::new(Backing::new(file)) })
     };
-    if flags & OFlags::ACCMODE != wanted {
-        return Err(DiskError::Mode { index, expected: access });
-    }
-    Ok(())
+    segments.into_iter().enumerate().map(place).collect()
 }
+
+impl Extent {
+    /// Moves `pieces` from or to the file, for byte `position` of the disk on.
+    fn transfer(
+        &self,
+        direction: Direction,
+        position: u64,
+        pieces: &mut Pieces<'_>,
+    ) -> Result<(), TransferError> {
+        let offset = self.offset + (position - self.start);
+        pieces.transfer(direction, &self.backing.file, offset).map_err(|source| TransferError::Host {
+            position,
+            offset,
+            attached: self.attached,
+            source,
+            first: self.backing.fails(),
+        })
+    }
+}
+
+/// A request's memory, handed out from the front.
+struct Memory<'m, I> {
+    slices: I,
+    /// The rest of a slice of which a part has been handed out.
+    cut: Option<VolatileSlice<'m>>,
+}
+
+impl<'m, I: Iterator<Item = Result<VolatileSlice<'m>, GuestMemoryError>>> Memory<'m, I> {
+    /// Puts the next `most` bytes into `pieces`, or as many as it has room for. Returns how many; never none.
+    fn take(&mut self, pieces: &mut Pieces<'m>, most: u64) -> Result<u64, GuestMemoryError> {
+        let mut taken = 0;
+        while taken < most && !pieces.is_full() {
+            let next = self.cut.take().map(Ok).or_else(|| self.slices.next());
+            let slice = next.ok_or(GuestMemoryError::HostAddressNotAvailable)??;
+            let room = usize::try_from(most - taken).unwrap_or(usize::MAX);
+            let (now, later) = slice.split_at(slice.len().min(room))?;
+            pieces.push(&now).map_err(GuestMemoryError::IOError)?;
+            taken += u64::try_from(now.len()).unwrap_or(most);
+            self.cut = (!later.is_empty()).then_some(later);
+        }
+        Ok(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests;

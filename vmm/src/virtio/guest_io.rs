@@ -12,8 +12,8 @@ use std::os::fd::AsRawFd;
 
 use vm_memory::VolatileSlice;
 
-/// Pieces of memory that one call moves at most.
-const MAX_PIECES: usize = 32;
+/// Pieces of memory that one call moves at most: all of a block request, so that it is one call.
+const MAX_PIECES: usize = 128;
 
 /// Which way the bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
