@@ -17,6 +17,8 @@ pub const LAYERS: &str = "/run/uvm/layers";
 pub const LOCAL_VOLUMES: &str = "/run/kata-containers/sandbox/local";
 /// Volumes in guest memory that live as long as the pod: `<this>/<name>`.
 pub const EPHEMERAL_VOLUMES: &str = "/run/kata-containers/sandbox/ephemeral";
+/// The pod's encrypted writable space, where it has one.
+pub const SCRATCH: &str = "/run/uvm/scratch";
 
 /// Where the root file system of `container` is mounted.
 #[must_use]

@@ -1,4 +1,5 @@
-//! Typed forms of the storages that make an image root file system, and of the volumes mounted into it.
+//! Typed forms of the storages that make an image root file system, of the volumes mounted into it, and of a
+//! pod's scratch space.
 //!
 //! The layers of all containers of a pod are slices of one block device. For each layer of a container, bottom
 //! first, a [`LayerStorage`] names the slice and the dm-verity root hash that its contents must have; an
@@ -7,11 +8,13 @@
 //! the pod share. On the wire all are `grpc.Storage` messages whose strings have one accepted form each;
 //! everything else is refused, because the host writes them and the guest obeys them.
 
+pub mod scratch;
 pub mod volume;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use scratch::ScratchStorage;
 pub use volume::{Medium, VolumeStorage};
 
 use crate::id::IdError;
@@ -311,7 +314,7 @@ fn bytes_option(message: &Storage, key: &'static str, option: &str) -> Result<u6
     let fits = |bytes: &u64| bytes.is_multiple_of(BLOCK_SIZE) && *bytes <= MAX_DEVICE_BYTES;
     bytes
         .filter(fits)
-        .ok_or_else(|| field_error(message, key, value, "a decimal multiple of 4096 below 16 TiB"))
+        .ok_or_else(|| field_error(message, key, value, "a decimal multiple of 4096, at most 16 TiB"))
 }
 
 fn field_error(message: &Storage, field: &'static str, found: &str, expected: &'static str) -> StorageError {
