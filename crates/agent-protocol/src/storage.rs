@@ -1,5 +1,5 @@
-//! Typed forms of the storages that make an image root file system, of the volumes mounted into it, and of a pod's
-//! scratch space.
+//! Typed forms of the storages that make an image root file system, of the volumes mounted into it, and of a
+//! pod's scratch space.
 //!
 //! The layers of all containers of a pod are slices of one block device. For each layer of a container, bottom
 //! first, a [`LayerStorage`] names the slice and the dm-verity root hash that its contents must have; an
