@@ -63,10 +63,7 @@ pub enum SizingError {
     #[error("pod needs {0} MiB of memory: expected {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")]
     Memory(u64),
     /// A scratch device that is too small or too large.
-    #[error(
-        "pod asks for a scratch device of {0} MiB: expected 0 or {} to {}",
-        SCRATCH_MIB.start(), SCRATCH_MIB.end()
-    )]
+    #[error("pod asks for a scratch device of {0} MiB: expected 0 or {SCRATCH_MIB:?}")]
     Scratch(u64),
 }
 
@@ -230,7 +227,7 @@ mod tests {
         assert_eq!(of(&sandbox(&[(SCRATCH, "0")]), &lenient).unwrap(), 0);
         for size in ["31", "16777217"] {
             let error = of(&sandbox(&[(SCRATCH, size)]), &lenient).unwrap_err().to_string();
-            assert!(error.contains(&format!("{size} MiB: expected 0 or 32 to 16777216")), "{error}");
+            assert!(error.contains(&format!("{size} MiB: expected 0 or 32..=16777216")), "{error}");
         }
     }
 

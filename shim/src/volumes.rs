@@ -148,7 +148,7 @@ impl Volumes {
         let stat = fs::metadata(host).map_err(failed)?;
         let parent = fs::metadata(host.join("..")).map_err(failed)?;
         let files = rustix::fs::statfs(host).map_err(|errno| failed(errno.into()))?;
-        let medium = match i64::from(files.f_type) {
+        let medium = match files.f_type {
             HUGETLBFS => return Err(VolumeError::HugePages(host.into())),
             // The kubelet's own directory may be on a tmpfs: what counts is one that is mounted here.
             TMPFS if stat.dev() != parent.dev() => {

@@ -223,7 +223,6 @@ pub fn storages(container: &str, layers: &[Placed]) -> Result<Vec<Storage>, Stor
             offset: *at,
             length: description.length,
             verity: VerityInfo::sha256(&description.root_hash, description.data_blocks),
-            mount_point: paths::layer(&description.root_hash),
         };
         storages.push(layer.to_message()?);
     }
@@ -258,7 +257,7 @@ mod tests {
         let layers: Vec<_> = storages[..2].iter().map(|s| LayerStorage::parse(s).unwrap()).collect();
         assert_eq!((layers[0].device.as_str(), layers[0].offset, layers[1].offset), ("/dev/vdb", 0, 1 << 20));
         let [lower, upper] = ["aa", "bb"].map(|root| format!("/run/uvm/layers/{}", root.repeat(32)));
-        assert_eq!(layers[0].mount_point, lower);
+        assert_eq!(layers[0].mount_point(), lower);
         assert_eq!(storages[2].options, [format!("lowerdir={upper}:{lower}")]);
     }
 
