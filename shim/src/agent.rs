@@ -176,14 +176,20 @@ impl Agent {
         Ok(Self { client: AgentServiceClient::new(Client::new(Socket::from(stream))) })
     }
 
-    /// Gives the pod its name.
+    /// Gives the pod its name and what belongs to the whole of it.
     ///
     /// # Errors
     /// When the agent refuses or does not answer.
-    pub async fn create_sandbox(&self, id: &str, hostname: &str) -> Result<(), AgentError> {
+    pub async fn create_sandbox(
+        &self,
+        id: &str,
+        hostname: &str,
+        storages: Vec<proto::Storage>,
+    ) -> Result<(), AgentError> {
         let request = proto::CreateSandboxRequest {
             hostname: hostname.into(),
             sandbox_id: id.into(),
+            storages,
             ..Default::default()
         };
         self.client.create_sandbox(within(REQUEST_TIMEOUT), &request).await.map_err(AgentError::Call)?;

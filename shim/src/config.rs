@@ -14,6 +14,8 @@ use launch::plan::{Hypervisor, Tee};
 use protobuf::CodedInputStream;
 use serde::Deserialize;
 
+use crate::sizing::SCRATCH_MIB;
+
 /// Where the configuration is when containerd names no other.
 pub const DEFAULT_PATH: &str = "/etc/uvm/uvm.toml";
 /// Longest configuration that is read, in bytes.
@@ -29,6 +31,8 @@ pub enum Annotation {
     DefaultVcpus,
     /// Memory of the machine in MiB.
     DefaultMemory,
+    /// Size of the pod's encrypted scratch device in MiB.
+    ScratchMib,
 }
 
 /// The checked configuration.
@@ -54,6 +58,15 @@ pub struct Config {
     /// Memory in MiB that the guest itself needs, added to the containers' limits.
     #[serde(default = "default_base_memory_mib")]
     pub base_memory_mib: u64,
+    /// Size in MiB of the encrypted scratch device of a pod that does not ask for another; zero means none.
+    #[serde(default)]
+    pub scratch_mib: u64,
+    /// Where the files behind scratch devices are.
+    #[serde(default = "default_scratch_dir")]
+    pub scratch_dir: PathBuf,
+    /// The kubelet's directory, by which a pod's volumes are known.
+    #[serde(default = "default_kubelet_root")]
+    pub kubelet_root: PathBuf,
     /// Isolation to launch with.
     #[serde(default = "default_tee")]
     pub tee: Tee,
@@ -77,6 +90,14 @@ fn default_vmm() -> PathBuf {
 
 fn default_cache() -> PathBuf {
     "/var/lib/uvm/layers".into()
+}
+
+fn default_scratch_dir() -> PathBuf {
+    "/var/lib/uvm/scratch".into()
+}
+
+fn default_kubelet_root() -> PathBuf {
+    "/var/lib/kubelet".into()
 }
 
 const fn default_vcpus() -> u32 {
@@ -215,8 +236,14 @@ impl Config {
 
     fn check(&self, origin: &str) -> Result<(), ConfigError> {
         let value = |key, expected, found| ConfigError::Value { origin: origin.into(), key, expected, found };
-        let paths =
-            [("image", &self.image), ("rootfs", &self.rootfs), ("vmm", &self.vmm), ("cache", &self.cache)];
+        let paths = [
+            ("image", &self.image),
+            ("rootfs", &self.rootfs),
+            ("vmm", &self.vmm),
+            ("cache", &self.cache),
+            ("scratch_dir", &self.scratch_dir),
+            ("kubelet_root", &self.kubelet_root),
+        ];
         for (key, path) in paths {
             if !path.is_absolute() {
                 return Err(value(key, "an absolute path", path.display().to_string()));
@@ -227,6 +254,9 @@ impl Config {
         }
         if self.default_memory_mib < launch::layout::MIN_MEMORY_MIB {
             return Err(value("default_memory_mib", "at least 64", self.default_memory_mib.to_string()));
+        }
+        if self.scratch_mib != 0 && !SCRATCH_MIB.contains(&self.scratch_mib) {
+            return Err(value("scratch_mib", "0 or 32 to 16777216", self.scratch_mib.to_string()));
         }
         if !(1..=3600).contains(&self.boot_timeout_s) {
             return Err(value("boot_timeout_s", "1 to 3600", self.boot_timeout_s.to_string()));
@@ -290,6 +320,11 @@ mod tests {
                 "image = \"/i\"\nrootfs = \"/r\"\ndefault_vcpus = 0",
                 "default_vcpus: expected 1 to 64, found 0",
             ),
+            (
+                "image = \"/i\"\nrootfs = \"/r\"\nscratch_mib = 31",
+                "scratch_mib: expected 0 or 32 to 16777216",
+            ),
+            ("image = \"/i\"\nrootfs = \"/r\"\nkubelet_root = \"k\"", "kubelet_root"),
             ("image = \"/i\"\nrootfs = \"/r\"\ntee = \"magic\"", "tee"),
             ("image = \"/i\"\nrootfs = \"/r\"\nhypervisor = \"xen\"", "hypervisor"),
             ("image = \"/i\"\nrootfs = \"/r\"\nenable_annotations = [\"kernel\"]", "enable_annotations"),

@@ -1,14 +1,15 @@
 //! What it takes in a pod's machine to create a container and to take it away again.
 //!
-//! Creating: the host's files are copied into the guest, the root file system is packed and attached to a block
-//! slot, and the agent is told. Each step that fails undoes the ones before it. Taking away goes the other way
-//! round, and only a slot that the guest has let go of is used again.
+//! Creating: volumes are recognised, the host's files are copied into the guest, the layers are found or packed and
+//! attached to the layers disk, and the agent is told. Each step that fails undoes the ones before it. Taking away
+//! goes the other way round: only layers that the guest has let go of are detached.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent_protocol::rpc::agent::CreateContainerRequest;
+use agent_protocol::rpc::agent::{CreateContainerRequest, Storage};
+use agent_protocol::storage::StorageError;
 use containerd_shim::protos::api::Mount;
 use oci_spec::runtime::Spec;
 use tokio::sync::Mutex;
@@ -16,12 +17,15 @@ use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use crate::agent::Agent;
-use crate::layers::{self, Directories, PackedLayer};
+use crate::layers::disk::{LayersDisk, Placed};
+use crate::layers::mounts::Stack;
+use crate::layers::{self, LayerFile};
 use crate::sandbox::vm::{Vm, VmError};
 use crate::shared::{self, Budget};
 use crate::spec::{self, SharedPath};
 use crate::state_dir::StateDir;
 use crate::status::TaskError;
+use crate::volumes::{Volume, Volumes};
 
 /// A running machine and everything that its containers need of the host.
 #[derive(Clone)]
@@ -32,11 +36,15 @@ pub struct Guest {
     pub agent: Agent,
     /// The pod's directory.
     pub state: StateDir,
-    /// Where packed layers are kept.
+    /// What all pods share of layers.
     pub cache: PathBuf,
+    /// The layers that the machine sees.
+    pub disk: Arc<LayersDisk>,
     /// The host's files that are in the guest. An asynchronous lock, held while files are sent: two
     /// containers that name the same file must not both send it.
     pub shared: Arc<Mutex<SharedFiles>>,
+    /// The pod's volumes.
+    pub volumes: Arc<Mutex<Volumes>>,
 }
 
 /// The copies of the host's files in a guest.
@@ -57,76 +65,67 @@ pub struct NewContainer {
     pub rootfs: Vec<Mount>,
 }
 
-/// What became of a block slot that a container had.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Slot {
-    /// It is empty.
-    Free(u32),
-    /// The guest or the machine may still use it: it is never used again.
-    Lost(u32),
-}
-
 impl Guest {
-    /// Creates a container with its root file system in `slot`.
+    /// Creates a container.
     ///
     /// # Errors
-    /// Says why, and what became of the slot.
-    pub async fn create(&self, new: NewContainer, slot: u32) -> Result<(), (TaskError, Slot)> {
-        let free = |error: TaskError| (error, Slot::Free(slot));
+    /// Says why not. Nothing of it is left then, unless the agent did not answer: what it may still use stays.
+    pub async fn create(&self, new: NewContainer) -> Result<(), TaskError> {
         let NewContainer { id, spec, rootfs } = new;
-        let guest = spec::for_guest(&id, spec).map_err(|error| free(error.into()))?;
-        let oci = agent_protocol::oci::encode(&guest.spec).map_err(|error| free(error.into()))?;
-        self.send_shared(guest.shared).await.map_err(free)?;
-        let layers = self.pack(&id, &rootfs).await.map_err(free)?;
-        let storages = layers::storages(&id, slot, &layers).map_err(|error| free(error.into()))?;
-        let segments = layers::segments(&layers).map_err(|error| free(error.into()))?;
-        self.vm.attach(slot, segments).await.map_err(|error| free(error.into()))?;
-        let request = CreateContainerRequest {
+        let volumes = self.find_volumes(&spec).await?;
+        let guest = spec::for_guest(&id, spec, &volumes)?;
+        let oci = agent_protocol::oci::encode(&guest.spec)?;
+        self.send_shared(guest.shared).await?;
+        let layers = self.find_layers(&id, &rootfs).await?;
+        let placed = self.disk.attach(&id, &layers).await?;
+        let request = storages(&id, &volumes, &placed).map(|storages| CreateContainerRequest {
             exec_id: id.clone(),
-            container_id: id,
+            container_id: id.clone(),
             storages,
             OCI: Some(oci).into(),
             sandbox_pidns: guest.shared_pids,
             ..Default::default()
+        });
+        let created = match request {
+            Ok(request) => self.agent.create_container(&request).await.map_err(TaskError::from),
+            Err(error) => Err(error.into()),
         };
-        match self.agent.create_container(&request).await {
-            Ok(()) => Ok(()),
+        match created {
             // The agent undoes what it did when it says no. When it says nothing, who knows.
-            Err(error) if error.is_refusal() => {
-                let slot = self.detach(slot).await;
-                Err((error.into(), slot))
-            }
-            Err(error) => Err((error.into(), Slot::Lost(slot))),
-        }
-    }
-
-    /// Takes away a container that does not run, and its root file system.
-    ///
-    /// # Errors
-    /// When the agent does not let go of it.
-    pub async fn remove(&self, id: &str, slot: u32) -> Slot {
-        if let Err(error) = self.agent.remove_container(id).await {
-            warn!(container = id, slot, %error, "the agent does not let go of the container: its slot is lost");
-            return Slot::Lost(slot);
-        }
-        self.detach(slot).await
-    }
-
-    async fn detach(&self, slot: u32) -> Slot {
-        match self.vm.detach(slot).await {
-            Ok(()) => Slot::Free(slot),
+            Err(TaskError::Agent(error)) if !error.is_refusal() => Err(error.into()),
             Err(error) => {
-                warn!(slot, %error, "the machine does not empty the slot: it is lost");
-                Slot::Lost(slot)
+                self.disk.release(&id).await;
+                Err(error)
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Takes away a container that does not run, and the layers that only it used.
+    pub async fn remove(&self, id: &str) {
+        match self.agent.remove_container(id).await {
+            Ok(()) => self.disk.release(id).await,
+            Err(error) => {
+                warn!(container = id, %error, "the agent does not let go of the container: its layers stay attached");
             }
         }
     }
 
-    async fn pack(&self, id: &str, rootfs: &[Mount]) -> Result<Vec<PackedLayer>, TaskError> {
-        let directories = Directories::from_mounts(rootfs)?;
+    async fn find_volumes(&self, spec: &Spec) -> Result<Vec<Volume>, TaskError> {
+        let mut volumes = self.volumes.lock().await;
+        let (mut known, spec) = (volumes.clone(), spec.clone());
+        // A file system that does not answer must not hold up the rest of the pod.
+        let looked = spawn_blocking(move || known.of(&spec).map(|found| (found, known))).await;
+        let (found, known) = looked.map_err(|_| VmError::Broken)??;
+        *volumes = known;
+        Ok(found)
+    }
+
+    async fn find_layers(&self, id: &str, rootfs: &[Mount]) -> Result<Vec<LayerFile>, TaskError> {
+        let stack = Stack::from_mounts(rootfs)?;
         let (cache, private) = (self.cache.clone(), self.state.private_layer(id));
-        let packed = spawn_blocking(move || directories.pack(&cache, &private)).await;
-        Ok(packed.map_err(|_| VmError::Broken)??)
+        let found = spawn_blocking(move || stack.layers(&cache, &private)).await;
+        Ok(found.map_err(|_| VmError::Broken)??)
     }
 
     async fn send_shared(&self, paths: Vec<SharedPath>) -> Result<(), TaskError> {
@@ -148,4 +147,12 @@ impl Guest {
         }
         Ok(())
     }
+}
+
+/// What the agent is to make for a container before its process: volumes first, then the root file system.
+fn storages(id: &str, volumes: &[Volume], layers: &[Placed]) -> Result<Vec<Storage>, StorageError> {
+    let mut storages =
+        volumes.iter().map(|volume| volume.storage.to_message()).collect::<Result<Vec<_>, _>>()?;
+    storages.extend(layers::storages(id, layers)?);
+    Ok(storages)
 }

@@ -5,7 +5,7 @@
 //! machine ([`sandbox::vm`]) and speaks to the agent inside it ([`agent`]).
 //!
 //! ```text
-//! containerd ──ttrpc──► task ──commands──► sandbox actor ──► effects: layers, shared, vm, agent
+//! containerd ──ttrpc──► task ──commands──► sandbox actor ──► effects: layers, volumes, shared, vm, agent
 //!            ◄─events── events ◄────────────────┘   ▲────── notices ──────┘
 //! ```
 #![forbid(unsafe_code)]
@@ -21,9 +21,11 @@ pub mod layers;
 pub mod metrics;
 pub mod policy;
 pub mod sandbox;
+pub mod scratch;
 pub mod shared;
 pub mod sizing;
 pub mod spec;
 pub mod state_dir;
 pub mod status;
 pub mod task;
+pub mod volumes;

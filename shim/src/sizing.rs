@@ -4,21 +4,25 @@
 //! itself plus the sum of the memory limits. Without a limit the configured default is the whole machine's.
 //! Limits come from the sandbox annotations that containerd's CRI plugin writes, or from a plain container's
 //! own resources. Kata's annotations `default_vcpus` and `default_memory` override the result where the
-//! configuration allows them, and are refused where it does not: the number of CPUs is measured.
+//! configuration allows them, and are refused where it does not: the number of CPUs is measured. So does
+//! `uvm.scratch_mib`, the size of the pod's encrypted scratch device; zero means that it has none.
 
 use std::collections::HashMap;
 
+use agent_protocol::storage::scratch::MIN_BYTES as MIN_SCRATCH_BYTES;
 use launch::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use oci_spec::runtime::Spec;
 
 use crate::config::{Annotation, Config};
 use crate::identity::Role;
+use crate::layers::positions::DISK_BYTES;
 
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const KATA_VCPUS: &str = "io.katacontainers.config.hypervisor.default_vcpus";
 const KATA_MEMORY: &str = "io.katacontainers.config.hypervisor.default_memory";
+const SCRATCH: &str = "uvm.scratch_mib";
 
 /// CPU period in microseconds when a quota comes without one (the kernel's default).
 const DEFAULT_PERIOD_US: u64 = 100_000;
@@ -31,7 +35,12 @@ pub struct Size {
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
+    /// Scratch device in MiB; zero means none.
+    pub scratch_mib: u64,
 }
+
+/// Sizes of scratch devices in MiB.
+pub const SCRATCH_MIB: std::ops::RangeInclusive<u64> = MIN_SCRATCH_BYTES / MIB..=DISK_BYTES / MIB;
 
 /// Why a pod has no size.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +62,9 @@ pub enum SizingError {
     /// More memory than a machine has, or too little.
     #[error("pod needs {0} MiB of memory: expected {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")]
     Memory(u64),
+    /// A scratch device that is too small or too large.
+    #[error("pod asks for a scratch device of {0} MiB: expected 0 or {SCRATCH_MIB:?}")]
+    Scratch(u64),
 }
 
 /// What a pod's containers may use at most; zero means no limit.
@@ -93,7 +105,12 @@ pub fn size(role: Role, spec: &Spec, config: &Config) -> Result<Size, SizingErro
     if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&memory_mib) {
         return Err(SizingError::Memory(memory_mib));
     }
-    Ok(Size { vcpus, memory_mib })
+    let scratch = allowed(annotations, SCRATCH, Annotation::ScratchMib, config)?;
+    let scratch_mib = scratch.unwrap_or(config.scratch_mib);
+    if scratch_mib != 0 && !SCRATCH_MIB.contains(&scratch_mib) {
+        return Err(SizingError::Scratch(scratch_mib));
+    }
+    Ok(Size { vcpus, memory_mib, scratch_mib })
 }
 
 fn own_limits(spec: &Spec) -> Limits {
@@ -164,7 +181,7 @@ mod tests {
 
     #[test]
     fn without_limits_the_default() {
-        let expected = Size { vcpus: 1, memory_mib: 512 };
+        let expected = Size { vcpus: 1, memory_mib: 512, scratch_mib: 0 };
         assert_eq!(size(Role::Sandbox, &sandbox(&[]), &config("")).unwrap(), expected);
         assert_eq!(size(Role::Single, &single("{}"), &config("")).unwrap(), expected);
         let unlimited = single(r#"{"cpu":{"quota":-1,"period":100000},"memory":{"limit":-1}}"#);
@@ -176,9 +193,15 @@ mod tests {
     #[test]
     fn limits_round_up_and_memory_gets_the_base() {
         let pod = sandbox(&[(CPU_QUOTA, "150000"), (CPU_PERIOD, "100000"), (MEMORY, "104857601")]);
-        assert_eq!(size(Role::Sandbox, &pod, &config("")).unwrap(), Size { vcpus: 2, memory_mib: 165 });
+        assert_eq!(
+            size(Role::Sandbox, &pod, &config("")).unwrap(),
+            Size { vcpus: 2, memory_mib: 165, scratch_mib: 0 }
+        );
         let own = single(r#"{"cpu":{"quota":50000},"memory":{"limit":67108864}}"#);
-        assert_eq!(size(Role::Single, &own, &config("")).unwrap(), Size { vcpus: 1, memory_mib: 128 });
+        assert_eq!(
+            size(Role::Single, &own, &config("")).unwrap(),
+            Size { vcpus: 1, memory_mib: 128, scratch_mib: 0 }
+        );
     }
 
     #[test]
@@ -187,7 +210,25 @@ mod tests {
         let refused = size(Role::Sandbox, &pod, &config("")).unwrap_err().to_string();
         assert!(refused.contains(KATA_VCPUS) && refused.contains("enable_annotations"), "{refused}");
         let lenient = config("enable_annotations = [\"default_vcpus\", \"default_memory\"]");
-        assert_eq!(size(Role::Sandbox, &pod, &lenient).unwrap(), Size { vcpus: 4, memory_mib: 2048 });
+        assert_eq!(
+            size(Role::Sandbox, &pod, &lenient).unwrap(),
+            Size { vcpus: 4, memory_mib: 2048, scratch_mib: 0 }
+        );
+    }
+
+    #[test]
+    fn scratch_is_configured_or_asked_for() {
+        let of = |pod: &Spec, config: &Config| size(Role::Sandbox, pod, config).map(|size| size.scratch_mib);
+        let asks = sandbox(&[(SCRATCH, "64")]);
+        assert_eq!(of(&sandbox(&[]), &config("scratch_mib = 1024")).unwrap(), 1024);
+        assert!(of(&asks, &config("")).unwrap_err().to_string().contains("uvm.scratch_mib is not allowed"));
+        let lenient = config("scratch_mib = 1024\nenable_annotations = [\"scratch_mib\"]");
+        assert_eq!(of(&asks, &lenient).unwrap(), 64);
+        assert_eq!(of(&sandbox(&[(SCRATCH, "0")]), &lenient).unwrap(), 0);
+        for size in ["31", "16777217"] {
+            let error = of(&sandbox(&[(SCRATCH, size)]), &lenient).unwrap_err().to_string();
+            assert!(error.contains(&format!("{size} MiB: expected 0 or 32..=16777216")), "{error}");
+        }
     }
 
     #[test]

@@ -3,13 +3,16 @@
 //! Pure code. What only means something on the host is dropped or rewritten: network, IPC and UTS namespaces
 //! (the pod's own are the guest's), the cgroup path, AppArmor and SELinux labels. What the guest cannot have
 //! is refused: hooks, host devices, host namespaces, user namespaces, mounts that propagate back. Bind mounts
-//! of the host's files become bind mounts of copies: the caller copies what [`GuestSpec::shared`] names.
+//! of the host's files become bind mounts of copies: the caller copies what [`GuestSpec::shared`] names. Bind mounts of
+//! the pod's volumes become bind mounts of what stands for them in the guest.
 
 use std::path::{Path, PathBuf};
 
 use agent_protocol::paths;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use sha2::{Digest, Sha256};
+
+use crate::volumes::Volume;
 
 /// Cgroup of all containers in the guest; each has one below.
 const GUEST_CGROUP: &str = "/uvm";
@@ -72,11 +75,11 @@ pub struct SharedPath {
     pub guest: PathBuf,
 }
 
-/// Rewrites `spec` for container `id` in the guest.
+/// Rewrites `spec` for container `id` in the guest, where `volumes` are.
 ///
 /// # Errors
 /// When the spec asks for something that a container in a guest cannot have.
-pub fn for_guest(id: &str, mut spec: Spec) -> Result<GuestSpec, SpecError> {
+pub fn for_guest(id: &str, mut spec: Spec, volumes: &[Volume]) -> Result<GuestSpec, SpecError> {
     refuse_hooks(&spec)?;
     let process = spec.process_mut().as_mut().ok_or(SpecError::Missing("process"))?;
     process.set_apparmor_profile(None).set_selinux_label(None);
@@ -95,7 +98,7 @@ pub fn for_guest(id: &str, mut spec: Spec) -> Result<GuestSpec, SpecError> {
 
     let mut shared = Vec::new();
     let mounts = spec.mounts_mut().take().unwrap_or_default();
-    let mounts = mounts.into_iter().map(|mount| rewrite_mount(mount, &mut shared));
+    let mounts = mounts.into_iter().map(|mount| rewrite_mount(mount, volumes, &mut shared));
     let mounts = mounts.collect::<Result<Vec<_>, _>>()?;
     spec.set_mounts(Some(mounts));
     Ok(GuestSpec { spec, shared_pids, shared })
@@ -164,7 +167,11 @@ fn rewrite_namespaces(linux: &mut oci_spec::runtime::Linux) -> Result<bool, Spec
     pid.ok_or(SpecError::HostNamespace("PID"))
 }
 
-fn rewrite_mount(mut mount: Mount, shared: &mut Vec<SharedPath>) -> Result<Mount, SpecError> {
+fn rewrite_mount(
+    mut mount: Mount,
+    volumes: &[Volume],
+    shared: &mut Vec<SharedPath>,
+) -> Result<Mount, SpecError> {
     let options = mount.options().clone().unwrap_or_default();
     let refuse =
         |mount: &Mount, why: String| SpecError::Mount { destination: mount.destination().clone(), why };
@@ -188,6 +195,10 @@ fn rewrite_mount(mut mount: Mount, shared: &mut Vec<SharedPath>) -> Result<Mount
     let source = mount.source().clone().unwrap_or_default();
     if !source.is_absolute() {
         return Err(refuse(&mount, format!("expected an absolute source, found {:?}", source.display())));
+    }
+    if let Some(volume) = volumes.iter().find(|volume| volume.host == source) {
+        mount.set_typ(Some("bind".into())).set_source(Some(volume.storage.mount_point().into()));
+        return Ok(mount);
     }
     let path = SharedPath { guest: guest_path(&source), host: source };
     mount.set_typ(Some("bind".into())).set_source(Some(path.guest.clone()));
@@ -246,7 +257,7 @@ mod tests {
     }
 
     fn guest(json: Value) -> Result<GuestSpec, SpecError> {
-        for_guest("c1", serde_json::from_value(json).unwrap())
+        for_guest("c1", serde_json::from_value(json).unwrap(), &[])
     }
 
     #[test]
@@ -277,6 +288,19 @@ mod tests {
         assert_eq!(mounts[2].source().as_ref(), Some(&shared[0].guest));
         assert!(shared[0].guest.starts_with("/run/kata-containers/shared/containers"));
         assert_eq!(mounts[3].source().as_deref(), Some(Path::new("/run/kata-containers/sandbox/shm")));
+    }
+
+    #[test]
+    fn volumes_are_those_of_the_guest() {
+        let spec: Spec = serde_json::from_value(cri_spec()).unwrap();
+        let medium = agent_protocol::storage::Medium::Local;
+        let storage = agent_protocol::storage::VolumeStorage { name: "v".into(), medium, group: None };
+        let volume = Volume { host: "/var/pods/x/etc-hosts".into(), storage };
+        let GuestSpec { spec, shared, .. } = for_guest("c1", spec, &[volume]).unwrap();
+        assert_eq!(shared, []);
+        let mount = &spec.mounts().as_ref().unwrap()[2];
+        assert_eq!(mount.source().as_deref(), Some(Path::new("/run/kata-containers/sandbox/local/v")));
+        assert_eq!(mount.options().as_ref().unwrap(), &["rbind", "rprivate", "rw"]);
     }
 
     #[test]

@@ -13,9 +13,11 @@ use crate::layers::LayersError;
 use crate::policy::PolicyError;
 use crate::sandbox::state::Refused;
 use crate::sandbox::vm::VmError;
+use crate::scratch::ScratchError;
 use crate::shared::SharedError;
 use crate::sizing::SizingError;
 use crate::spec::SpecError;
+use crate::volumes::VolumeError;
 
 /// Why a request of containerd's was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -59,12 +61,6 @@ pub enum TaskError {
     /// The pod's machine has ended.
     #[error("the pod's utility VM has ended: {0}")]
     Ended(String),
-    /// All block slots are taken.
-    #[error("the pod's utility VM has {slots} block slots, one for each container: all are in use")]
-    NoSlot {
-        /// How many there are.
-        slots: u32,
-    },
     /// The actor that owns the pod has gone.
     #[error("the shim is shutting down")]
     ShuttingDown,
@@ -92,6 +88,15 @@ pub enum TaskError {
     /// The root file system.
     #[error(transparent)]
     Layers(#[from] LayersError),
+    /// The pod's volumes.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The pod's scratch device.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
+    /// A storage that the agent would refuse.
+    #[error(transparent)]
+    Storage(#[from] agent_protocol::storage::StorageError),
     /// The machine.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -120,14 +125,17 @@ impl TaskError {
             | Self::Spec(_)
             | Self::Oci(_)
             | Self::Shared(_)
+            | Self::Volume(_)
             | Self::Stdio(_) => Code::INVALID_ARGUMENT,
-            Self::NoSlot { .. } => Code::RESOURCE_EXHAUSTED,
+            Self::Layers(LayersError::Full { .. }) => Code::RESOURCE_EXHAUSTED,
             Self::ShuttingDown => Code::UNAVAILABLE,
             Self::Agent(AgentError::Call(ttrpc::Error::RpcStatus(status))) => {
                 // The agent's own verdict, as far as it is one: a guest cannot make a failure a success.
                 status.code.enum_value().ok().filter(|code| *code != Code::OK).unwrap_or(Code::UNKNOWN)
             }
-            Self::Layers(_) | Self::Vm(_) | Self::Agent(_) => Code::INTERNAL,
+            Self::Layers(_) | Self::Scratch(_) | Self::Storage(_) | Self::Vm(_) | Self::Agent(_) => {
+                Code::INTERNAL
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! How processes begin and are removed is in `lifecycle`, how they end in `ending`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 
@@ -10,7 +10,6 @@ use agent_protocol::rpc::oci;
 use containerd_shim::event::Event;
 use containerd_shim::protos::cgroups_v2::metrics::Metrics;
 use containerd_shim::protos::events::task::{TaskExecAdded, TaskOOM};
-use launch::layout::SLOT_LAYERS;
 use tokio::sync::mpsc;
 
 use super::effects;
@@ -41,7 +40,6 @@ pub(super) enum Machine {
 pub(super) struct Container {
     pub(super) role: Role,
     pub(super) bundle: PathBuf,
-    pub(super) slot: Option<u32>,
     pub(super) first: Process,
     pub(super) execs: BTreeMap<String, Process>,
 }
@@ -65,7 +63,6 @@ pub struct Actor {
     /// Whether the machine is about to end because its only container has.
     pub(super) winding_down: bool,
     pub(super) containers: BTreeMap<String, Container>,
-    pub(super) free_slots: BTreeSet<u32>,
 }
 
 /// Answers a request.
@@ -88,7 +85,6 @@ impl Actor {
             asked_to_end: None,
             winding_down: false,
             containers: BTreeMap::new(),
-            free_slots: BTreeSet::from([SLOT_LAYERS]),
         }
     }
 
@@ -166,8 +162,8 @@ impl Actor {
                 let result = self.frozen(&container, step, result);
                 answer(reply, result);
             }
-            Notice::Deleted(process, slot, deleted, reply) => {
-                self.deleted(&process, slot, deleted);
+            Notice::Deleted(process, deleted, reply) => {
+                self.deleted(&process, deleted);
                 answer(reply, Ok(deleted));
             }
             Notice::OutOfMemory(container) => {

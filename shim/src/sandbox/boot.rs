@@ -1,13 +1,19 @@
 //! From a pod's first container to a machine whose agent serves.
 
+use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_protocol::storage::ScratchStorage;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
+use launch::control::Segment;
+use launch::layout::SLOT_SCRATCH;
 use launch::plan::LaunchPlan;
 use oci_spec::runtime::Spec;
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 use tracing::info;
 
 use super::vm::{Launch, VmDriver, VmError};
@@ -15,10 +21,13 @@ use crate::agent::Agent;
 use crate::config::Config;
 use crate::container::Guest;
 use crate::identity::Role;
+use crate::layers::disk::LayersDisk;
 use crate::policy;
+use crate::scratch;
 use crate::sizing::{self, Size};
 use crate::state_dir::{Process, Record, StateDir};
 use crate::status::TaskError;
+use crate::volumes::Volumes;
 
 /// Boots the machine of pod `id`, whose size and name `spec` tells. When this fails, nothing is left of it.
 ///
@@ -54,6 +63,10 @@ async fn boot_in(
     let failed =
         |what| move |source: io::Error| VmError::File { what, path: Path::to_path_buf(state.path()), source };
     state.create().map_err(failed("create"))?;
+    let scratch = match size.scratch_mib {
+        0 => None,
+        mib => Some(make_scratch(config.scratch_dir, mib << 20).await?),
+    };
     let plan = LaunchPlan {
         image: config.image,
         rootfs: config.rootfs,
@@ -71,6 +84,25 @@ async fn boot_in(
     let vmm = Process::running(vm.pid()).map_err(failed("record the machine in"))?;
     state.record(&Record { shim, vmm }).map_err(failed("write the record in"))?;
     let agent = Agent::connect(vm.vsock()).await?;
-    agent.create_sandbox(id, spec.hostname().as_deref().unwrap_or_default()).await?;
-    Ok(Guest { vm, agent, state: state.clone(), cache: config.cache, shared: Arc::default() })
+    let mut storages = Vec::new();
+    if let Some((file, bytes)) = scratch {
+        vm.attach(SLOT_SCRATCH, 0, vec![(file, Segment { offset: 0, length: bytes })]).await?;
+        storages.push(ScratchStorage { bytes }.to_message()?);
+    }
+    agent.create_sandbox(id, spec.hostname().as_deref().unwrap_or_default(), storages).await?;
+    let volumes = Volumes::new(config.kubelet_root, size.memory_mib << 20);
+    Ok(Guest {
+        disk: Arc::new(LayersDisk::new(Arc::clone(&vm))),
+        vm,
+        agent,
+        state: state.clone(),
+        cache: config.cache,
+        shared: Arc::default(),
+        volumes: Arc::new(Mutex::new(volumes)),
+    })
+}
+
+async fn make_scratch(directory: PathBuf, bytes: u64) -> Result<(File, u64), TaskError> {
+    let made = spawn_blocking(move || scratch::make(&directory, bytes)).await.map_err(|_| VmError::Broken)?;
+    Ok((made?, bytes))
 }

@@ -12,9 +12,9 @@ use super::Create;
 use super::boot::boot;
 use super::notice::{Created, Notice};
 use super::process::Streams;
-use super::vm::VmDriver;
-use crate::agent::{Agent, ProcessId};
-use crate::container::{Guest, NewContainer, Slot};
+use super::vm::{END_GRACE, VmDriver};
+use crate::agent::{Agent, AgentError, ProcessId};
+use crate::container::{Guest, NewContainer};
 use crate::identity::Role;
 use crate::io::{OpenStdio, Relays, Stdio};
 use crate::state_dir::StateDir;
@@ -46,40 +46,50 @@ pub struct Creation {
     pub spec: Spec,
     /// The machine, unless this container is to bring it about.
     pub guest: Option<Guest>,
-    /// The slot for its root file system, unless it has none.
-    pub slot: Option<u32>,
 }
 
 impl Creation {
     /// Creates the container. When it fails, nothing is left of what it brought about.
     pub async fn run(self, create: &Create) -> Created {
-        let slot = self.slot.map(Slot::Free);
-        let stdio = match create.stdio.open().await {
-            Ok(stdio) => Box::new(stdio),
-            Err(error) => return Created::Failed { error: error.into(), slot },
-        };
+        match self.try_run(create).await {
+            Ok((booted, stdio)) => Created::Ok { booted, stdio },
+            Err(error) => Created::Failed(error),
+        }
+    }
+
+    async fn try_run(self, create: &Create) -> Result<(Option<Guest>, Box<OpenStdio>), TaskError> {
+        let stdio = Box::new(create.stdio.open().await?);
         let boots = self.guest.is_none();
         let guest = match self.guest {
             Some(guest) => guest,
             None => {
                 let options = create.options.as_ref();
-                let state = &self.state;
-                match boot(&*self.driver, state, &create.id, self.role, &self.spec, options).await {
-                    Ok(guest) => guest,
-                    Err(error) => return Created::Failed { error, slot },
-                }
+                boot(&*self.driver, &self.state, &create.id, self.role, &self.spec, options).await?
             }
         };
-        if let Some(slot) = self.slot {
+        if self.role != Role::Sandbox {
             let new = NewContainer { id: create.id.clone(), spec: self.spec, rootfs: create.rootfs.clone() };
-            if let Err((error, slot)) = guest.create(new, slot).await {
+            if let Err(error) = guest.create(new).await {
+                let error = explain(&guest, error).await;
                 if boots {
                     end_pod(&guest).await;
                 }
-                return Created::Failed { error, slot: Some(slot) };
+                return Err(error);
             }
         }
-        Created::Ok { booted: boots.then_some(guest), stdio }
+        Ok((boots.then_some(guest), stdio))
+    }
+}
+
+/// Talk with the guest that breaks off is most often a machine that ends: why it ends says more.
+pub async fn explain(guest: &Guest, error: TaskError) -> TaskError {
+    match &error {
+        TaskError::Agent(AgentError::Call(ttrpc::Error::RpcStatus(_))) => error,
+        TaskError::Agent(_) | TaskError::Vm(_) => {
+            let ended = tokio::time::timeout(END_GRACE, guest.vm.wait()).await;
+            ended.map_or(error, TaskError::Ended)
+        }
+        _ => error,
     }
 }
 

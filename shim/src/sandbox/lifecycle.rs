@@ -15,7 +15,6 @@ use super::process::{Process, Reply, Streams};
 use super::state::{Exit, Step};
 use super::{Create, Deleted};
 use crate::agent::{AgentError, ProcessId};
-use crate::container::Slot;
 use crate::events::timestamp;
 use crate::identity::{self, Identity, Role};
 use crate::io::{Relays, Stdio};
@@ -55,20 +54,15 @@ impl Actor {
             _ if role.leads() => return Err(TaskError::Exists(process)),
             _ => Some(self.guest()?),
         };
-        let slot = if role == Role::Sandbox {
-            None
-        } else {
-            Some(self.free_slots.pop_first().ok_or(TaskError::NoSlot { slots: 1 })?)
-        };
         if guest.is_none() {
             self.machine = Machine::Booting;
         }
         let first = Process::creating(process, create.stdio.clone());
         let bundle = create.bundle.clone();
-        let container = Container { role, bundle, slot, first, execs: BTreeMap::new() };
+        let container = Container { role, bundle, first, execs: BTreeMap::new() };
         self.containers.insert(create.id.clone(), container);
         let (driver, state) = (self.settings.driver.clone(), self.settings.state.clone());
-        Ok(Creation { driver, state, role, spec, guest, slot })
+        Ok(Creation { driver, state, role, spec, guest })
     }
 
     pub(super) fn created(&mut self, create: Create, created: Created) -> Result<u32, TaskError> {
@@ -92,20 +86,13 @@ impl Actor {
                 self.publish(&task_create(create, pid));
                 Ok(pid)
             }
-            Created::Failed { error, slot } => {
+            Created::Failed(error) => {
                 let led = self.containers.remove(&create.id).is_some_and(|container| container.role.leads());
                 if led {
                     self.machine = Machine::Absent;
                 }
-                self.release(slot);
                 Err(error)
             }
-        }
-    }
-
-    fn release(&mut self, slot: Option<Slot>) {
-        if let Some(Slot::Free(slot)) = slot {
-            self.free_slots.insert(slot);
         }
     }
 
@@ -141,6 +128,10 @@ impl Actor {
             let started = match exec_spec {
                 Some(spec) => effects::start_exec(&guest.agent, &id, spec, stdio).await,
                 None => effects::start_first(&guest.agent, &id, open).await,
+            };
+            let started = match started {
+                Err(error) => Err(effects::explain(&guest, error).await),
+                started => started,
             };
             Notice::Started(id, started, reply)
         });
@@ -200,15 +191,15 @@ impl Actor {
     pub(super) fn delete(&mut self, id: ProcessId, reply: Reply<Deleted>) {
         let pid = self.pid;
         let guest = self.guest().ok();
-        let prepared = self.container(&id.container).map(|container| (container.role, container.slot));
-        let prepared = prepared.and_then(|(role, slot)| {
+        let prepared = self.container(&id.container).map(|container| container.role);
+        let prepared = prepared.and_then(|role| {
             let process = self.process(&id)?;
             process.step(Step::Delete)?;
             let exit = process.exit().unwrap_or_else(|| Exit::now(0));
             let streams = std::mem::replace(&mut process.streams, Streams::None);
-            Ok((role, slot, streams, Deleted { pid, exit }))
+            Ok((role, streams, Deleted { pid, exit }))
         });
-        let (role, slot, streams, deleted) = match prepared {
+        let (role, streams, deleted) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => return answer(reply, Err(error)),
         };
@@ -216,31 +207,28 @@ impl Actor {
         self.spawn(async move {
             let limit = if guest.is_some() { effects::DRAIN } else { effects::DRAIN_AFTER_END };
             effects::drain(vec![streams], limit).await;
-            let slot = match (guest, slot) {
-                _ if !id.exec.is_empty() => None,
-                (Some(guest), _) if role.leads() => {
+            match guest {
+                _ if !id.exec.is_empty() => {}
+                Some(guest) if role.leads() => {
                     if winding_down {
                         // Its last output is still on its way; the wait is as long as that may take.
                         let _ = tokio::time::timeout(effects::DRAIN, guest.vm.wait()).await;
                     }
                     effects::end_pod(&guest).await;
-                    None
                 }
-                (Some(guest), Some(slot)) => Some(guest.remove(&id.container, slot).await),
-                (None, _) if role.leads() => {
+                Some(guest) => guest.remove(&id.container).await,
+                None if role.leads() => {
                     if let Err(error) = state.remove() {
                         warn!(path = %state.path().display(), %error, "the pod's directory is not removed");
                     }
-                    None
                 }
-                _ => None,
-            };
-            Notice::Deleted(id, slot, deleted, reply)
+                None => {}
+            }
+            Notice::Deleted(id, deleted, reply)
         });
     }
 
-    pub(super) fn deleted(&mut self, id: &ProcessId, slot: Option<Slot>, deleted: Deleted) {
-        self.release(slot);
+    pub(super) fn deleted(&mut self, id: &ProcessId, deleted: Deleted) {
         if !id.exec.is_empty() {
             let exec = self.container(&id.container).ok().and_then(|it| it.execs.remove(&id.exec));
             if let Some(mut process) = exec {

@@ -2,7 +2,7 @@
 //!
 //! One task, the actor, owns all state: the machine, the containers, their processes. Requests of
 //! containerd's arrive as [`Command`]s, each with the place for its answer. What takes time (booting, packing,
-//! asking the guest) runs in tasks of its own, which come back with notices; so the actor never waits, and
+//! attaching, asking the guest) runs in tasks of its own, which come back with notices; so the actor never waits, and
 //! questions are answered while a guest hangs. Events leave in the order in which the actor's state changes:
 //! create before start before exit before delete.
 

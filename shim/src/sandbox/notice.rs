@@ -4,7 +4,7 @@ use super::process::Reply;
 use super::state::Step;
 use super::{Create, Deleted};
 use crate::agent::{AgentError, ProcessId};
-use crate::container::{Guest, Slot};
+use crate::container::Guest;
 use crate::io::{OpenStdio, Relays};
 use crate::status::TaskError;
 
@@ -17,13 +17,8 @@ pub enum Created {
         /// Its streams.
         stdio: Box<OpenStdio>,
     },
-    /// It does not.
-    Failed {
-        /// Why.
-        error: TaskError,
-        /// What became of its slot.
-        slot: Option<Slot>,
-    },
+    /// It does not, for this reason.
+    Failed(TaskError),
 }
 
 /// News for the actor.
@@ -38,8 +33,8 @@ pub enum Notice {
     KillOverdue(ProcessId),
     /// A container was frozen or thawed, or could not be: the step that its state takes.
     Frozen(String, Step, Result<(), AgentError>, Reply<()>),
-    /// A process was removed, and its slot has become this.
-    Deleted(ProcessId, Option<Slot>, Deleted, Reply<Deleted>),
+    /// A process was removed.
+    Deleted(ProcessId, Deleted, Reply<Deleted>),
     /// A container ran out of memory.
     OutOfMemory(String),
     /// The machine has ended, for this reason.

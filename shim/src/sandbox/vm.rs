@@ -60,8 +60,16 @@ pub enum VmError {
     Broken,
 }
 
-/// How long a machine whose handshake broke off may take to say that it has ended.
-const END_GRACE: Duration = Duration::from_millis(500);
+impl VmError {
+    /// Whether the VMM itself said no, so that nothing has changed.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Client(ClientError::Refused(_) | ClientError::TooManySegments(_)))
+    }
+}
+
+/// How long a machine with which talk broke off may take to say that it has ended.
+pub const END_GRACE: Duration = Duration::from_millis(500);
 /// The boot's timeline, beside the machine's socket.
 const TIMELINE_FILE: &str = "timeline.json";
 /// What the launch was measured as, beside the machine's socket.
@@ -92,10 +100,10 @@ pub trait Vm: Send + Sync {
     fn pid(&self) -> u32;
     /// Its hybrid vsock socket.
     fn vsock(&self) -> &Path;
-    /// Shows files, one after another, as a read-only disk in `slot`.
-    async fn attach(&self, slot: u32, segments: Vec<(File, Segment)>) -> Result<(), VmError>;
-    /// Empties `slot`.
-    async fn detach(&self, slot: u32) -> Result<(), VmError>;
+    /// Shows parts of files, one after another, on the disk in `slot` from its byte `at` on.
+    async fn attach(&self, slot: u32, at: u64, segments: Vec<(File, Segment)>) -> Result<(), VmError>;
+    /// Takes away again what was attached to the disk in `slot` at byte `at`.
+    async fn detach(&self, slot: u32, at: u64) -> Result<(), VmError>;
     /// Ends the machine: in order if it is quick, by force if not. It has ended when this returns.
     async fn stop(&self);
     /// Waits for the machine's end, and says why it came. May be called many times.
@@ -277,12 +285,12 @@ impl Vm for UvmVm {
         &self.vsock
     }
 
-    async fn attach(&self, slot: u32, segments: Vec<(File, Segment)>) -> Result<(), VmError> {
-        self.blocking(move |vmm| vmm.attach(slot, 0, &segments)).await
+    async fn attach(&self, slot: u32, at: u64, segments: Vec<(File, Segment)>) -> Result<(), VmError> {
+        self.blocking(move |vmm| vmm.attach(slot, at, &segments)).await
     }
 
-    async fn detach(&self, slot: u32) -> Result<(), VmError> {
-        self.blocking(move |vmm| vmm.detach(slot, 0)).await
+    async fn detach(&self, slot: u32, at: u64) -> Result<(), VmError> {
+        self.blocking(move |vmm| vmm.detach(slot, at)).await
     }
 
     async fn stop(&self) {

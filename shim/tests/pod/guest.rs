@@ -1,7 +1,7 @@
 //! A machine that is none: a driver whose "guest" is an agent in this process, behind a hybrid vsock socket.
 //!
 //! What a process of this guest does is in its arguments: `print TEXT`, `exit STATUS`, `cat`, `sleep`, `absent`
-//! (the start fails), `hang` (the creation never returns).
+//! (the start fails), `hang` (the creation never returns), `refuse` (the creation is refused).
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use agent_protocol::paths;
 use agent_protocol::rpc::agent::*;
 use agent_protocol::rpc::agent_ttrpc::{AgentService, create_agent_service};
 use agent_protocol::rpc::oci;
@@ -23,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 use ttrpc::{Code, Result};
+use vmm_client::ClientError;
 
 /// A process of the guest.
 struct Process {
@@ -121,13 +123,24 @@ impl FakeAgent {
 impl AgentService for FakeAgent {
     async fn create_sandbox(&self, _: &TtrpcContext, request: CreateSandboxRequest) -> Result<Empty> {
         self.journal.add(format!("sandbox {} {}", request.sandbox_id, request.hostname));
+        for storage in request.storages {
+            self.journal.add(format!("{} at {}", storage.driver_options.join(" "), storage.source));
+        }
         Ok(Empty::new())
     }
 
     async fn create_container(&self, _: &TtrpcContext, request: CreateContainerRequest) -> Result<Empty> {
         let storages = request.storages.iter().map(|storage| storage.driver.as_str()).collect::<Vec<_>>();
         self.journal.add(format!("create {} {}", request.container_id, storages.join("+")));
+        for mount in &request.OCI.Mounts {
+            if mount.source.starts_with(paths::SANDBOX) {
+                self.journal.add(format!("bind {} {}", mount.source, mount.destination));
+            }
+        }
         let spec = &request.OCI.Process;
+        if spec.Args[0] == "refuse" {
+            return Err(refusal(Code::INVALID_ARGUMENT, "layer does not match its root hash"));
+        }
         if spec.Args[0] == "hang" {
             std::future::pending::<()>().await;
         }
@@ -264,6 +277,8 @@ pub struct FakeDriver {
     pub journal: Journal,
     /// Makes each launch fail.
     pub broken: bool,
+    /// Makes the machine refuse to attach anything at this position.
+    pub refused: Option<u64>,
     /// The machine that was started last.
     pub machine: Arc<Mutex<Option<Arc<FakeVm>>>>,
 }
@@ -298,6 +313,7 @@ impl VmDriver for FakeDriver {
         let vm = Arc::new(FakeVm {
             vsock: launch.plan.vsock,
             journal: self.journal.clone(),
+            refused: self.refused,
             server: tokio::sync::Mutex::new(server),
             ended: watch::Sender::new(None),
         });
@@ -310,6 +326,7 @@ impl VmDriver for FakeDriver {
 pub struct FakeVm {
     vsock: PathBuf,
     journal: Journal,
+    refused: Option<u64>,
     server: tokio::sync::Mutex<Server>,
     ended: watch::Sender<Option<String>>,
 }
@@ -334,13 +351,22 @@ impl Vm for FakeVm {
         &self.vsock
     }
 
-    async fn attach(&self, slot: u32, segments: Vec<(File, Segment)>) -> std::result::Result<(), VmError> {
-        self.journal.add(format!("attach {slot} {}", segments.len()));
+    async fn attach(
+        &self,
+        slot: u32,
+        at: u64,
+        segments: Vec<(File, Segment)>,
+    ) -> std::result::Result<(), VmError> {
+        let lengths: Vec<String> = segments.iter().map(|(_, segment)| segment.length.to_string()).collect();
+        if self.refused == Some(at) {
+            return Err(ClientError::Refused("no".into()).into());
+        }
+        self.journal.add(format!("attach {slot}@{at} {}", lengths.join("+")));
         Ok(())
     }
 
-    async fn detach(&self, slot: u32) -> std::result::Result<(), VmError> {
-        self.journal.add(format!("detach {slot}"));
+    async fn detach(&self, slot: u32, at: u64) -> std::result::Result<(), VmError> {
+        self.journal.add(format!("detach {slot}@{at}"));
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! A shim's task service with everything around it: containerd's event socket, bundles, a layer, FIFOs.
 
 use std::fs;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -65,6 +66,8 @@ pub struct Harness {
     pub driver: FakeDriver,
     pub dir: TempDir,
     pub shut_down: Arc<Notify>,
+    /// More of the runtime's configuration.
+    pub config: String,
     publisher: Publisher,
     events: EventLog,
     _servers: Vec<Server>,
@@ -101,7 +104,17 @@ impl Harness {
 
         let raw = Client::connect(&address).await.unwrap();
         let client = TaskClient::new(raw.clone());
-        Self { client, raw, driver, dir, shut_down, publisher, events, _servers: vec![containerd, server] }
+        Self {
+            client,
+            raw,
+            driver,
+            dir,
+            shut_down,
+            config: String::new(),
+            publisher,
+            events,
+            _servers: vec![containerd, server],
+        }
     }
 
     pub fn context() -> Context {
@@ -127,7 +140,13 @@ impl Harness {
 
     fn options(&self) -> Any {
         let cache = self.dir.path().join("cache");
-        let text = format!("image = \"/i\"\nrootfs = \"/r\"\ncache = {:?}\n", cache.display().to_string());
+        let dir = self.dir.path().display();
+        let text = format!(
+            "image = \"/i\"\nrootfs = \"/r\"\ncache = {:?}\nscratch_dir = \"{dir}/scratch\"\n\
+             kubelet_root = \"{dir}/kubelet\"\n{}",
+            cache.display().to_string(),
+            self.config
+        );
         let mut value = Vec::new();
         let mut out = CodedOutputStream::vec(&mut value);
         out.write_string(3, &text).unwrap();
@@ -169,6 +188,35 @@ impl Harness {
             options: Some(self.options()).into(),
             ..CreateTaskRequest::default()
         }
+    }
+
+    /// Layers as the snapshotter keeps them, stacked; the first is at the bottom. A layer's number says what it is
+    /// and how many blocks it has.
+    pub fn snapshot(&self, layers: &[u64]) -> Mount {
+        let lower = layers.iter().rev().map(|number| {
+            let directory = self.dir.path().join(format!("store/layers/{number}"));
+            fs::create_dir_all(directory.join("fs")).unwrap();
+            let length = number * 4096;
+            fs::File::create(directory.join("layer")).unwrap().set_len(length).unwrap();
+            let json = json!({
+                "version": 1, "diff_id": null, "root_hash": format!("{number:064x}"), "data_blocks": 1, "length": length
+            });
+            fs::write(directory.join("layer.json"), json.to_string()).unwrap();
+            directory.join("fs").display().to_string()
+        });
+        let lower = lower.collect::<Vec<_>>().join(":");
+        let options = vec![format!("lowerdir={lower}")];
+        Mount { type_: "overlay".into(), source: "overlay".into(), options, ..Mount::default() }
+    }
+
+    /// Adds a bind mount to the spec in `request`'s bundle.
+    pub fn bind(&self, request: &CreateTaskRequest, source: &Path, destination: &str) {
+        let path = Path::new(&request.bundle).join("config.json");
+        let mut spec: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let mount =
+            json!({ "destination": destination, "type": "bind", "source": source, "options": ["rbind"] });
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+        fs::write(&path, spec.to_string()).unwrap();
     }
 
     /// A request to create a sandbox.

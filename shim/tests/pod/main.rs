@@ -3,6 +3,7 @@
 
 mod guest;
 mod harness;
+mod storage;
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -54,9 +55,10 @@ async fn a_plain_container_is_a_pod_of_one() {
     assert_eq!(harness.status("c1", "").await, Status::STOPPED);
     assert_eq!(harness.delete("c1", "").await.unwrap().exit_status, 0);
     assert_eq!(harness.events().await, ["create c1", "start c1", "exit c1 0", "delete c1"]);
-    let expected = ["launch 1 512", "sandbox c1 name", "copy 127.0.0.1 localhost", "attach 1 1"];
+    let expected = ["launch 1 512", "sandbox c1 name", "copy 127.0.0.1 localhost"];
     let journal = harness.driver.journal.entries();
-    assert_eq!(journal[..4], expected);
+    assert_eq!(journal[..3], expected);
+    assert!(journal[3].starts_with("attach 1@0 "), "{journal:?}");
     assert_eq!(journal[4], "create c1 mmioblk+overlayfs");
     assert!(journal.contains(&"stop".to_owned()), "the machine ends with its only container: {journal:?}");
     assert!(harness.state_is_gone());
@@ -101,31 +103,15 @@ async fn two_containers_share_one_machine_and_the_sandbox_has_no_process() {
     let journal = harness.driver.journal.entries();
     assert_eq!(journal.iter().filter(|entry| entry.starts_with("launch")).count(), 1);
     assert_eq!(journal.iter().filter(|entry| entry.starts_with("copy")).count(), 1, "one copy for both");
-    let slots = ["attach 1 1", "attach 2 1", "remove a", "detach 1", "signal b \"\" 15", "detach 2"];
-    for entry in slots {
-        assert!(journal.iter().any(|found| found == entry), "{entry}: {journal:?}");
-    }
+    assert_eq!(journal.iter().filter(|entry| entry.starts_with("attach")).count(), 1, "one layer for both");
+    let at = |entry: &str| journal.iter().position(|found| found == entry);
+    assert!(at("remove a") < at("signal b \"\" 15") && at("remove b") < at("detach 1@0"), "{journal:?}");
+    assert!(at("remove a").is_some() && at("remove b").is_some(), "{journal:?}");
     assert!(!journal.iter().any(|entry| entry.starts_with("create p")), "{journal:?}");
     assert!(harness.state_is_gone());
     let events = harness.events().await;
     assert_eq!(events.last().unwrap(), "delete p");
     assert!(events.contains(&"exit a 42".to_owned()) && events.contains(&"exit p 137".to_owned()));
-}
-
-#[tokio::test]
-async fn a_slot_is_used_again_only_after_its_container_is_gone() {
-    let harness = Harness::new("p", FakeDriver::default()).await;
-    harness.run(&harness.sandbox("p")).await;
-    for index in 0..8 {
-        harness.run(&harness.member(&format!("c{index}"), "p", &["exit", "0"])).await;
-    }
-    let ninth = harness.member("c8", "p", &["exit", "0"]);
-    let refused = harness.client.create(Harness::context(), &ninth).await;
-    assert_eq!(code(refused), Code::RESOURCE_EXHAUSTED);
-    harness.wait("c3", "").await;
-    harness.delete("c3", "").await.unwrap();
-    harness.run(&ninth).await;
-    assert_eq!(harness.driver.journal.entries().iter().filter(|entry| *entry == "attach 4 1").count(), 2);
 }
 
 #[tokio::test]
