@@ -117,7 +117,8 @@ fn guest_build(package: &str, profile: &str) -> [String; 3] {
 fn shim_configuration(out: &Path, image: &str, tee: &str) -> String {
     let path = |name: &str| out.join(name).display().to_string();
     format!(
-        "# Written by `cargo xtask image`.\nimage = \"{}\"\nrootfs = \"{}\"\nvmm = \"{}\"\ntee = \"{tee}\"\n",
+        "# Written by `cargo xtask image`.\nimage = \"{}\"\nrootfs = \"{}\"\nvmm = \"{}\"\ntee = \"{tee}\"\n\
+         enable_annotations = [\"scratch_mib\"]\n",
         path(image),
         path("rootfs.img"),
         path("bin/uvm-vmm"),
