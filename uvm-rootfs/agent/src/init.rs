@@ -164,9 +164,8 @@ fn set_interface_flags(socket: &OwnedFd, flags: libc::c_int) -> Result<()> {
     Ok(())
 }
 
-/// Ends the guest.
+/// Ends the guest. Nothing is written back first: whatever it holds ends with it.
 pub fn power_off() {
-    rustix::fs::sync();
     if let Err(error) = reboot(RebootCommand::PowerOff) {
         note!("power off: {error}");
     }

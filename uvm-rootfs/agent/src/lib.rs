@@ -30,6 +30,7 @@ pub mod process;
 pub mod reaper;
 pub mod runtime;
 pub mod sandbox;
+pub mod scratch;
 pub mod service;
 pub mod spec;
 pub mod stats;

@@ -13,7 +13,8 @@ use std::time::Duration;
 use agent_protocol::rpc::agent::{
     CreateContainerRequest, CreateSandboxRequest, SetGuestDateTimeRequest, Storage,
 };
-use agent_protocol::{id, paths, storage};
+use agent_protocol::storage::{self, ScratchStorage};
+use agent_protocol::{id, paths};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::container::{Container, Services};
@@ -21,6 +22,7 @@ use crate::error::{AgentError, Context, Result};
 use crate::layers::mount;
 use crate::note;
 use crate::runtime::{Created, Task};
+use crate::scratch;
 
 /// Longest host name in bytes (Linux).
 const MAX_HOSTNAME: usize = 64;
@@ -73,11 +75,11 @@ impl Sandbox {
         &self.services
     }
 
-    /// Creates the pod: host name, resolver settings, shared memory.
+    /// Creates the pod: host name, resolver settings, shared memory, scratch space.
     ///
     /// # Errors
     /// If it exists, or the request asks for what pods here do not have.
-    pub fn create(&self, request: &CreateSandboxRequest) -> Result<()> {
+    pub async fn create(&self, request: &CreateSandboxRequest) -> Result<()> {
         if !request.sandbox_id.is_empty() {
             id::check(&request.sandbox_id)?;
         }
@@ -97,7 +99,7 @@ impl Sandbox {
                 dns.len()
             )));
         }
-        let shm = shared_memory(&request.storages)?;
+        let storages = Storages::parse(&request.storages)?;
         if std::mem::replace(&mut self.state().created, true) {
             return Err(AgentError::Exists("the sandbox exists already".to_owned()));
         }
@@ -105,7 +107,10 @@ impl Sandbox {
             rustix::system::sethostname(name.as_bytes()).doing(|| "set the host name".to_owned())?;
         }
         fs::create_dir_all(paths::SANDBOX_SHM).doing(|| format!("make {}", paths::SANDBOX_SHM))?;
-        mount::tmpfs(Path::new(paths::SANDBOX_SHM), &format!("mode=1777,size={shm}"))?;
+        mount::tmpfs(Path::new(paths::SANDBOX_SHM), &format!("mode=1777,size={}", storages.shared_memory))?;
+        if let Some(storage) = storages.scratch {
+            scratch::open(storage).await?;
+        }
         let resolver = Path::new(paths::SANDBOX).join("resolv.conf");
         fs::write(&resolver, dns).doing(|| format!("write {}", resolver.display()))
     }
@@ -267,30 +272,56 @@ fn host_name(name: &str) -> Result<Option<&str>> {
     }
 }
 
-/// The size of the pod's shared memory. A request may carry Kata's storage for it, and no other.
-fn shared_memory(storages: &[Storage]) -> Result<u64> {
-    let [one] = storages else {
-        return match storages {
-            [] => Ok(SHM_SIZE),
-            _ => {
-                Err(AgentError::Unsupported("CreateSandbox with several storages: not supported".to_owned()))
+/// The storages of a CreateSandbox request.
+#[derive(Debug, PartialEq, Eq)]
+struct Storages {
+    /// Bytes of the pod's shared memory.
+    shared_memory: u64,
+    scratch: Option<ScratchStorage>,
+}
+
+impl Storages {
+    /// A request may carry Kata's storage for shared memory, and one for scratch space, and no other.
+    fn parse(storages: &[Storage]) -> Result<Self> {
+        let (mut memory, mut scratch) = (None, None);
+        for storage in storages {
+            let again = match storage.driver.as_str() {
+                storage::DRIVER_EPHEMERAL => memory.replace(shared_memory(storage)?).is_some(),
+                storage::DRIVER_BLOCK => scratch.replace(ScratchStorage::parse(storage)?).is_some(),
+                other => {
+                    let message = format!(
+                        "CreateSandbox with a storage of driver {other:?} at {:?}: only shared memory and \
+                        scratch space",
+                        storage.mount_point
+                    );
+                    return Err(AgentError::Unsupported(message));
+                }
+            };
+            if again {
+                let message =
+                    format!("CreateSandbox with two storages of driver {}: expected one", storage.driver);
+                return Err(AgentError::Invalid(message));
             }
-        };
-    };
-    let expected = one.driver == storage::DRIVER_EPHEMERAL
-        && one.source == "shm"
-        && one.fstype == "tmpfs"
-        && one.mount_point == paths::SANDBOX_SHM
-        && one.driver_options.is_empty()
-        && one.fs_group.is_none();
+        }
+        Ok(Self { shared_memory: memory.unwrap_or(SHM_SIZE), scratch })
+    }
+}
+
+/// The size that Kata's storage for the pod's shared memory asks for.
+fn shared_memory(storage: &Storage) -> Result<u64> {
+    let expected = storage.source == "shm"
+        && storage.fstype == "tmpfs"
+        && storage.mount_point == paths::SANDBOX_SHM
+        && storage.driver_options.is_empty()
+        && storage.fs_group.is_none();
     if !expected {
         return Err(AgentError::Unsupported(format!(
-            "CreateSandbox with a storage at {:?}: only shared memory",
-            one.mount_point
+            "CreateSandbox with a tmpfs at {:?}: only shared memory",
+            storage.mount_point
         )));
     }
     let mut size = SHM_SIZE;
-    for option in &one.options {
+    for option in &storage.options {
         match option.split_once('=') {
             None if matches!(option.as_str(), "noexec" | "nosuid" | "nodev") => {}
             Some(("mode", "1777")) => {}
@@ -317,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn only_shared_memory_is_a_sandbox_storage() {
+    fn shared_memory_and_scratch_space_are_the_sandboxs_storages() {
         let shm = Storage {
             driver: "ephemeral".to_owned(),
             source: "shm".to_owned(),
@@ -326,12 +357,21 @@ mod tests {
             mount_point: paths::SANDBOX_SHM.to_owned(),
             ..Storage::default()
         };
-        assert_eq!(shared_memory(&[]).unwrap(), SHM_SIZE);
-        assert_eq!(shared_memory(std::slice::from_ref(&shm)).unwrap(), 1000);
-        assert!(shared_memory(&[shm.clone(), shm.clone()]).is_err());
+        let scratch = ScratchStorage { bytes: 64 << 20 };
+        let disk = scratch.to_message().unwrap();
+        let parse = |storages: &[&Storage]| {
+            Storages::parse(&storages.iter().map(|storage| (*storage).clone()).collect::<Vec<_>>())
+        };
+        assert_eq!(parse(&[]).unwrap(), Storages { shared_memory: SHM_SIZE, scratch: None });
+        let both = Storages { shared_memory: 1000, scratch: Some(scratch) };
+        assert_eq!(parse(&[&shm, &disk]).unwrap(), both);
+        assert_eq!(parse(&[&disk, &shm]).unwrap(), both);
+        assert!(parse(&[&shm, &shm]).is_err() && parse(&[&disk, &disk]).is_err());
         let elsewhere = Storage { mount_point: "/run".to_owned(), ..shm.clone() };
-        assert!(shared_memory(&[elsewhere]).is_err());
-        let option = Storage { options: vec!["size=1,uid=0".to_owned()], ..shm };
-        assert!(shared_memory(&[option]).is_err());
+        assert!(parse(&[&elsewhere]).is_err());
+        let option = Storage { options: vec!["size=1,uid=0".to_owned()], ..shm.clone() };
+        assert!(parse(&[&option]).is_err());
+        let foreign = Storage { driver: "virtio-fs".to_owned(), ..shm };
+        assert!(parse(&[&foreign]).is_err());
     }
 }

@@ -1,17 +1,21 @@
 #![allow(unsafe_code, reason = "device-mapper is driven by ioctls on a structure of its own")]
-//! Device-mapper: the slice of a disk that is one layer, and dm-verity over it.
+//! Device-mapper: the slice of a disk that is one layer, dm-verity over it, and tables of other targets.
 //!
 //! Follows the kernel's `uapi/linux/dm-ioctl.h` (interface version 4) and `admin-guide/device-mapper/verity.rst`.
+//! A table's parameters may hold a key: they are wiped here when they are dropped, and by the kernel when it has
+//! read them.
 //!
 //! Unsafe: one `ioctl`. The buffer begins with a complete `struct dm_ioctl` whose `data_size` is the buffer's
 //! length, and the kernel reads and writes only within `data_size`.
 
+use std::fmt;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use agent_protocol::storage::VerityInfo;
+use zeroize::Zeroizing;
 
 use crate::error::{AgentError, Context, Result};
 
@@ -40,9 +44,11 @@ const _: () = assert!(size_of::<Header>() == HEADER);
 const _: () = assert!(std::mem::offset_of!(Header, dev) == 40);
 const _: () = assert!(std::mem::offset_of!(Header, name) == 48);
 
-/// Most bytes of a request: one target and its parameters.
+/// Bytes of a request: room for two targets with their parameters.
 const BUFFER: usize = 2048;
 const READ_ONLY: u32 = 1;
+/// The kernel wipes its copy of the request.
+const SECURE_DATA: u32 = 1 << 15;
 const SECTOR: u64 = 512;
 const BLOCK: u64 = 4096;
 /// 32 zero bytes in hexadecimal: the salt of the layer format.
@@ -66,18 +72,72 @@ impl Command {
     }
 }
 
-/// A table of one read-only target.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Table {
-    target: &'static str,
+/// A stretch of a device, and what serves it.
+#[derive(PartialEq, Eq)]
+pub struct Target {
+    kind: &'static str,
     sectors: u64,
-    parameters: String,
+    parameters: Zeroizing<String>,
 }
 
-/// The `length` bytes at `offset` of the disk with number `disk` ("major:minor").
+impl Target {
+    /// A target for `bytes` bytes, a multiple of 512, with the parameters that the kernel's documentation gives for
+    /// `kind`.
+    #[must_use]
+    pub fn new(kind: &'static str, bytes: u64, parameters: Zeroizing<String>) -> Self {
+        Self { kind, sectors: bytes / SECTOR, parameters }
+    }
+
+    /// The `length` bytes at `offset` of the disk with number `disk` ("major:minor").
+    #[must_use]
+    pub fn linear(disk: &str, offset: u64, length: u64) -> Self {
+        Self::new("linear", length, format!("{disk} {}", offset / SECTOR).into())
+    }
+
+    /// Kind, sectors and parameters, as the kernel gets them.
+    #[cfg(test)]
+    pub fn parts(&self) -> (&str, u64, &str) {
+        (self.kind, self.sectors, &self.parameters)
+    }
+}
+
+/// Without the parameters, which may hold a key.
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target")
+            .field("kind", &self.kind)
+            .field("sectors", &self.sectors)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a device is made of: targets, one after another.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Part of the device's name.
+    name: &'static str,
+    flags: u32,
+    targets: Vec<Target>,
+}
+
+impl Table {
+    /// A device that refuses to be written.
+    #[must_use]
+    pub fn read_only(name: &'static str, target: Target) -> Self {
+        Self { name, flags: READ_ONLY, targets: vec![target] }
+    }
+
+    /// A device that can be written.
+    #[must_use]
+    pub fn writable(name: &'static str, targets: Vec<Target>) -> Self {
+        Self { name, flags: 0, targets }
+    }
+}
+
+/// The `length` bytes at `offset` of the disk with number `disk` ("major:minor"), read-only.
 #[must_use]
 pub fn linear(disk: &str, offset: u64, length: u64) -> Table {
-    Table { target: "linear", sectors: length / SECTOR, parameters: format!("{disk} {}", offset / SECTOR) }
+    Table::read_only("linear", Target::linear(disk, offset, length))
 }
 
 /// dm-verity over the layer on `device` ("major:minor"), which holds data and hash tree. A block that does not
@@ -91,7 +151,7 @@ pub fn verity(device: &str, info: &VerityInfo) -> Table {
         info.hashtype,
         info.hash
     );
-    Table { target: "verity", sectors: info.blocknum.saturating_mul(BLOCK / SECTOR), parameters }
+    Table::read_only("verity", Target::new("verity", info.blocknum.saturating_mul(BLOCK), parameters.into()))
 }
 
 /// A device that exists.
@@ -127,7 +187,7 @@ impl DeviceMapper {
     /// # Errors
     /// If the kernel refuses the table.
     pub fn create(&self, table: &Table) -> Result<Device> {
-        let name = format!("uvm-{}-{}", table.target, NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("uvm-{}-{}", table.name, NEXT.fetch_add(1, Ordering::Relaxed));
         let number = self.call(Command::Create, &name, None)?.dev;
         let live = self
             .call(Command::Load, &name, Some(table))
@@ -153,7 +213,7 @@ impl DeviceMapper {
     }
 
     fn call(&self, command: Command, name: &str, table: Option<&Table>) -> Result<Header> {
-        let mut buffer = request(command, name, table)?;
+        let mut buffer = request(name, table)?;
         // SAFETY: `buffer` starts with a Header whose data_size is its length (see the module), and outlives the call.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), command.number(), buffer.as_mut_ptr()) };
         if result != 0 {
@@ -164,30 +224,37 @@ impl DeviceMapper {
     }
 }
 
-/// The request as bytes: header, then for a table the target's description and parameters.
-fn request(command: Command, name: &str, table: Option<&Table>) -> Result<Vec<u8>> {
+/// The request as bytes: header, then for each of a table's targets its description and parameters.
+fn request(name: &str, table: Option<&Table>) -> Result<Zeroizing<Vec<u8>>> {
     let too_long =
         || AgentError::Invalid(format!("device-mapper request for {name} is longer than {BUFFER} bytes"));
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = Zeroizing::new(vec![0; BUFFER]);
     let mut put = |at: usize, bytes: &[u8]| -> Result<()> {
         buffer.get_mut(at..at + bytes.len()).ok_or_else(too_long)?.copy_from_slice(bytes);
         Ok(())
     };
-    let flags = if matches!(command, Command::Load) { READ_ONLY } else { 0 };
-    let words = [4, 0, 0, 2048, 312, u32::from(table.is_some()), 0, flags];
-    for (at, word) in words.into_iter().enumerate() {
+    let targets = table.map_or(&[][..], |table| &table.targets);
+    let flags = table.map_or(0, |table| table.flags | SECURE_DATA);
+    let count = u32::try_from(targets.len()).map_err(|_| too_long())?;
+    for (at, word) in [4, 0, 0, 2048, 312, count, 0, flags].into_iter().enumerate() {
         put(at * 4, &u32::to_ne_bytes(word))?;
     }
     if name.len() > 127 {
         return Err(too_long());
     }
     put(48, name.as_bytes())?;
-    if let Some(table) = table {
-        put(HEADER + 8, &table.sectors.to_ne_bytes())?;
-        put(HEADER + 24, table.target.as_bytes())?;
-        put(HEADER + TARGET, table.parameters.as_bytes())?;
-        // The parameters end with a NUL, which must be inside the buffer too.
-        put(HEADER + TARGET + table.parameters.len(), &[0])?;
+    let (mut at, mut sector) = (HEADER, 0_u64);
+    for target in targets {
+        // The parameters end with a NUL, which must be inside the buffer too; the next target is aligned.
+        let length = (TARGET + target.parameters.len() + 1).next_multiple_of(8);
+        put(at, &sector.to_ne_bytes())?;
+        put(at + 8, &target.sectors.to_ne_bytes())?;
+        put(at + 20, &u32::try_from(length).map_err(|_| too_long())?.to_ne_bytes())?;
+        put(at + 24, target.kind.as_bytes())?;
+        put(at + TARGET, target.parameters.as_bytes())?;
+        put(at + length - 1, &[0])?;
+        at += length;
+        sector = sector.saturating_add(target.sectors);
     }
     Ok(buffer)
 }
@@ -203,15 +270,12 @@ mod tests {
 
     #[test]
     fn tables_are_written_as_the_kernel_reads_them() {
-        assert_eq!(
-            linear("254:16", 8192, 20480),
-            Table { target: "linear", sectors: 40, parameters: "254:16 16".to_owned() }
-        );
+        let table = linear("254:16", 8192, 20480);
+        assert_eq!((table.flags, table.targets[0].parts()), (READ_ONLY, ("linear", 40, "254:16 16")));
         let info = VerityInfo::sha256(&"ab".repeat(32), 3);
         let table = verity("253:0", &info);
-        assert_eq!((table.target, table.sectors), ("verity", 24));
         let expected = format!("1 253:0 253:0 4096 4096 3 4 sha256 {} {}", "ab".repeat(32), "00".repeat(32));
-        assert_eq!(table.parameters, expected);
+        assert_eq!((table.flags, table.targets[0].parts()), (READ_ONLY, ("verity", 24, expected.as_str())));
     }
 
     #[test]
@@ -223,16 +287,34 @@ mod tests {
     #[test]
     fn a_request_has_its_parts_in_place() {
         let table = linear("254:16", 0, 4096);
-        let buffer = request(Command::Load, "uvm-x", Some(&table)).unwrap();
+        let buffer = request("uvm-x", Some(&table)).unwrap();
         let header = header_of(&buffer);
         assert_eq!((header.version, header.data_size, header.data_start), ([4, 0, 0], 2048, 312));
-        assert_eq!((header.target_count, header.flags, header.dev), (1, READ_ONLY, 0));
+        assert_eq!((header.target_count, header.flags, header.dev), (1, READ_ONLY | SECURE_DATA, 0));
         assert!(header.name.starts_with(b"uvm-x\0"));
         assert_eq!(buffer[HEADER + 8], 8);
         assert!(buffer[HEADER + 24..].starts_with(b"linear\0"));
         assert!(buffer[HEADER + TARGET..].starts_with(b"254:16 0\0"));
-        let long = Table { parameters: "x".repeat(BUFFER), ..table };
-        assert!(request(Command::Load, "uvm-x", Some(&long)).is_err());
-        assert!(request(Command::Create, &"n".repeat(128), None).is_err());
+        let long = Target::new("linear", 4096, "x".repeat(BUFFER).into());
+        assert!(request("uvm-x", Some(&Table::read_only("long", long))).is_err());
+        assert!(request(&"n".repeat(128), None).is_err());
+    }
+
+    #[test]
+    fn targets_follow_one_another() {
+        let targets = vec![Target::linear("1:0", 0, 4096), Target::linear("254:32", 0, 8192)];
+        let buffer = request("uvm-x", Some(&Table::writable("joined", targets))).unwrap();
+        let header = header_of(&buffer);
+        assert_eq!((header.target_count, header.flags), (2, SECURE_DATA));
+        // 40 bytes, "1:0 0" and its NUL, up to a multiple of 8.
+        let next = &buffer[HEADER + 48..];
+        assert_eq!((buffer[HEADER + 20], next[0], next[8]), (48, 8, 16));
+        assert!(next[24..].starts_with(b"linear\0") && next[TARGET..].starts_with(b"254:32 0\0"));
+    }
+
+    #[test]
+    fn parameters_are_not_shown() {
+        let target = Target::new("crypt", 4096, "secret".to_owned().into());
+        assert!(!format!("{:?}", Table::writable("x", vec![target])).contains("secret"));
     }
 }

@@ -17,7 +17,7 @@ use crate::{files, init, stats};
 const LAST_ANSWER: Duration = Duration::from_millis(100);
 
 pub async fn create_sandbox(agent: Agent, request: CreateSandboxRequest) -> Result<Empty> {
-    agent.sandbox.create(&request).map(done)
+    agent.sandbox.create(&request).await.map(done)
 }
 
 pub async fn destroy_sandbox(agent: Agent, _: DestroySandboxRequest) -> Result<Empty> {
