@@ -18,6 +18,10 @@ use crate::machine::{Defined, LaunchError, MachineNotice, Running};
 /// Stack of the thread that answers requests.
 const CONTROL_STACK_BYTES: usize = 128 * 1024;
 
+/// What the parent is told when files cannot be received.
+const FILES_LOST: &str = "files of the request: expected room for all of them, found as many files open as the limit \
+                          (RLIMIT_NOFILE) allows, or more sent than a request may carry";
+
 /// Runs the machine that the parent behind `control` asks for, to its end. Returns the process's exit status.
 pub fn run(control: impl AsFd + Send + Sync + 'static) -> u8 {
     let started = Event::Mark { mark: Mark::VmmStart, monotonic_us: monotonic_us() };
@@ -78,6 +82,7 @@ fn answer<S: AsFd>(parent: &Parent<S>, running: &Running, end: &Sender<Exit>) {
                 parent.reply(None);
                 break;
             }
+            Ok(_) if packet.files_lost => Some(FILES_LOST.into()),
             Ok(request) => obey(request, packet, running).err(),
             Err(error) => Some(format!("request: {error}")),
         };

@@ -19,6 +19,9 @@ pub struct Packet {
     pub bytes: Vec<u8>,
     /// Descriptors, in the sender's order.
     pub files: Vec<OwnedFd>,
+    /// Whether descriptors came along that this process could not take: it has as many open as it may, or they
+    /// were more than [`MAX_SEGMENTS`]. Then `files` is empty.
+    pub files_lost: bool,
 }
 
 /// The longest packet that is taken.
@@ -48,7 +51,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Result
 /// Receives one packet; `None` when the peer has closed its side.
 ///
 /// # Errors
-/// What recvmsg(2) says; `EMSGSIZE` when the packet or its descriptors do not fit.
+/// What recvmsg(2) says; `EMSGSIZE` when the packet does not fit.
 pub fn receive(socket: impl AsFd) -> Result<Option<Packet>> {
     let mut bytes = vec![0; MAX_PACKET_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SEGMENTS))];
@@ -56,7 +59,7 @@ pub fn receive(socket: impl AsFd) -> Result<Option<Packet>> {
     let received = rustix::io::retry_on_intr(|| {
         recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)
     })?;
-    let files: Vec<OwnedFd> = control
+    let mut files: Vec<OwnedFd> = control
         .drain()
         .filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(files) => Some(files),
@@ -64,13 +67,17 @@ pub fn receive(socket: impl AsFd) -> Result<Option<Packet>> {
         })
         .flatten()
         .collect();
-    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+    if received.flags.contains(ReturnFlags::TRUNC) {
         return Err(Errno::MSGSIZE);
+    }
+    let files_lost = received.flags.contains(ReturnFlags::CTRUNC);
+    if files_lost {
+        files.clear();
     }
     if received.bytes == 0 {
         return Ok(None);
     }
     bytes.truncate(received.bytes);
     bytes.shrink_to_fit();
-    Ok(Some(Packet { bytes, files }))
+    Ok(Some(Packet { bytes, files, files_lost }))
 }

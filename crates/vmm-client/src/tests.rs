@@ -1,10 +1,12 @@
 //! A shell script or this test binary's own thread stands in for the VMM at the other end of the socket.
 
-use std::io::Write as _;
+use std::io::{IoSlice, Write as _};
+use std::mem::MaybeUninit;
 use std::sync::mpsc::channel;
 
 use launch::control::Exit;
 use launch::plan::Tee;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::*;
 
@@ -99,4 +101,28 @@ fn the_plan_is_the_first_packet_on_standard_input() {
     let _status = vmm.wait();
     let seen = std::fs::read(log.path()).unwrap();
     assert_eq!(LaunchPlan::from_json(&seen).unwrap(), plan());
+}
+
+#[test]
+fn a_packet_whose_files_do_not_fit_comes_without_them() {
+    let (ours, theirs) = socket::pair().unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let files = [file.as_fd(); MAX_SEGMENTS + 16];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SEGMENTS + 16))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&files)));
+    sendmsg(&ours, &[IoSlice::new(b"too many")], &mut control, SendFlags::empty()).unwrap();
+    let packet = receive(&theirs).unwrap().unwrap();
+    assert_eq!((&packet.bytes[..], packet.files.len(), packet.files_lost), (&b"too many"[..], 0, true));
+    // The socket is as good as before.
+    send(&ours, b"one", &[file.as_fd()]).unwrap();
+    let packet = receive(&theirs).unwrap().unwrap();
+    assert_eq!((&packet.bytes[..], packet.files.len(), packet.files_lost), (&b"one"[..], 1, false));
+}
+
+#[test]
+fn the_largest_request_fits_a_packet() {
+    let segments = vec![Segment { offset: u64::MAX, length: u64::MAX }; MAX_SEGMENTS];
+    let json = serde_json::to_vec(&Request::Attach { slot: u32::MAX, at: u64::MAX, segments }).unwrap();
+    assert!(json.len() <= launch::control::MAX_MESSAGE_BYTES, "{}", json.len());
 }

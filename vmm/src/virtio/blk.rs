@@ -21,7 +21,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::chain::{Chain, ChainError, Part};
 use super::disk::{Access, Disk, DiskError, SECTOR, Segment, TransferError};
-use super::guest_io::Direction;
+use super::guest_io::{Direction, MAX_PIECES};
 use super::interrupt::Interrupt;
 use super::queue::VirtQueue;
 use super::{ActivateError, Activation, VirtioDevice, read_config_bytes};
@@ -31,6 +31,7 @@ use crate::event_loop::{Handler, HandlerId, Interest, LoopHandle, Readiness, Reg
 const QUEUE_SIZE: u16 = 128;
 /// Most data buffers of a request: header and status take the other two descriptors.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+const _: () = assert!(SEG_MAX as usize <= MAX_PIECES, "a request is one system call");
 /// Most bytes of a data buffer.
 const SIZE_MAX: u32 = 64 * 1024;
 /// Type, reserved, sector.

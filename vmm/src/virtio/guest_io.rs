@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd;
 use vm_memory::VolatileSlice;
 
 /// Pieces of memory that one call moves at most: all of a block request, so that it is one call.
-const MAX_PIECES: usize = 128;
+pub(super) const MAX_PIECES: usize = 128;
 
 /// Which way the bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,8 @@
 //!
 //! Shared by the transport (which shows the reasons to the driver), the worker (used buffers, a broken ring)
 //! and whoever changes the configuration. Before DRIVER_OK and after a reset the line stays silent, as
-//! section 2.1.2 asks, but the configuration generation always counts.
+//! section 2.1.2 asks, but the configuration generation always counts; and a driver that may have read the
+//! configuration before a change is told of it as soon as it is ready.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -19,6 +20,8 @@ struct Shared {
     reasons: AtomicU32,
     generation: AtomicU32,
     live: AtomicBool,
+    /// The configuration has changed since the last reset, and the driver has not been told.
+    changed: AtomicBool,
     needs_reset: AtomicBool,
     line: Arc<dyn InterruptLine>,
 }
@@ -44,6 +47,7 @@ impl Interrupt {
             reasons: AtomicU32::new(0),
             generation: AtomicU32::new(0),
             live: AtomicBool::new(false),
+            changed: AtomicBool::new(false),
             needs_reset: AtomicBool::new(false),
             line,
         }))
@@ -58,7 +62,16 @@ impl Interrupt {
     /// (under the lock that guards it), so that the generation never lags behind what is read.
     pub fn config_changed(&self) {
         self.0.generation.fetch_add(1, Ordering::SeqCst);
-        self.raise(VIRTIO_MMIO_INT_CONFIG);
+        self.0.changed.store(true, Ordering::SeqCst);
+        self.tell_of_changes();
+    }
+
+    /// The change is noted before the driver is looked at, and the driver is live before it looks for changes: in
+    /// whichever order the two come, one of them tells.
+    fn tell_of_changes(&self) {
+        if self.0.live.load(Ordering::SeqCst) && self.0.changed.swap(false, Ordering::SeqCst) {
+            self.raise(VIRTIO_MMIO_INT_CONFIG);
+        }
     }
 
     /// Tells the driver that the device stands still until it is reset, and logs `why`.
@@ -94,10 +107,13 @@ impl Interrupt {
 
     pub(super) fn go_live(&self) {
         self.0.live.store(true, Ordering::SeqCst);
+        self.tell_of_changes();
     }
 
     pub(super) fn reset(&self) {
         self.0.live.store(false, Ordering::SeqCst);
+        // Whatever was changed, the driver is yet to read.
+        self.0.changed.store(false, Ordering::SeqCst);
         self.0.needs_reset.store(false, Ordering::SeqCst);
         self.0.reasons.store(0, Ordering::SeqCst);
     }

@@ -99,6 +99,11 @@ impl Driver {
     /// Goes through the whole initialisation with queues of `size`, accepting all features but `without`.
     pub fn start(&mut self, size: u16, without: u64) {
         self.negotiate(without);
+        self.make_ready(size);
+    }
+
+    /// What comes after FEATURES_OK: queues of `size`, and DRIVER_OK.
+    pub fn make_ready(&mut self, size: u16) {
         let queues = self.transport.kicks().len();
         for queue in 0..u16::try_from(queues).unwrap() {
             self.configure(queue, Ring::new(queue, size));

@@ -2,6 +2,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -180,7 +182,10 @@ fn a_read_only_disk_refuses_writes_before_its_file_does() {
     let disk = Disk::empty(Access::ReadOnly).with(0, vec![segment(&pattern(8), Access::ReadOnly)]).unwrap();
     let refused = disk.transfer(Direction::ToFile, 0, 512, std::iter::empty());
     assert!(matches!(refused, Err(TransferError::ReadOnly)));
-    assert!(disk.transfer(Direction::ToGuest, 0, 512, std::iter::empty()).is_ok());
+    let mut bytes = [0; 512];
+    let slice = vm_memory::VolatileSlice::from(&mut bytes[..]);
+    assert!(disk.transfer(Direction::ToGuest, 0, 512, std::iter::once(Ok(slice))).is_ok());
+    assert_eq!(bytes[..], pattern(1));
 }
 
 #[test]
@@ -354,6 +359,21 @@ fn a_disk_grows_and_shrinks_while_the_driver_runs() {
 }
 
 #[test]
+fn a_change_while_the_driver_starts_is_told_when_it_has() {
+    let mut bench = Bench::new(Access::ReadWrite, 1);
+    bench.driver.negotiate(0);
+    assert_eq!(capacity(&bench.driver), 0);
+    bench.slot.attach(0, vec![segment(&pattern(8), Access::ReadWrite)]).unwrap();
+    assert_eq!((bench.driver.get(VIRTIO_MMIO_INTERRUPT_STATUS), bench.driver.edges.count()), (0, 0));
+    bench.driver.make_ready(SIZE);
+    assert_eq!(bench.driver.get(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
+    assert_eq!((bench.driver.edges.count(), capacity(&bench.driver)), (1, 8));
+    // A driver that starts after a change has nothing to be told.
+    bench.driver.start(SIZE, 0);
+    assert_eq!((bench.driver.get(VIRTIO_MMIO_INTERRUPT_STATUS), bench.driver.edges.count()), (0, 1));
+}
+
+#[test]
 fn requests_that_touch_a_gap_fail() {
     let mut bench = Bench::new(Access::ReadOnly, 1);
     for at in [0, 8192] {
@@ -370,6 +390,73 @@ fn requests_that_touch_a_gap_fail() {
     ] {
         assert_eq!(bench.request(VIRTIO_BLK_T_IN, sector, &[(BUFFER, bytes, WRITE)]), expected, "{sector}");
     }
+}
+
+#[test]
+fn attaching_and_detaching_disturbs_nothing_else() {
+    let mut bench = Bench::new(Access::ReadOnly, 1);
+    let stays = pattern(8);
+    bench.slot.attach(8192, vec![segment(&stays, Access::ReadOnly)]).unwrap();
+    bench.driver.start(SIZE, 0);
+    let (slot, going) = (bench.slot.clone(), Arc::new(AtomicBool::new(true)));
+    let go_on = Arc::clone(&going);
+    let storm = std::thread::spawn(move || {
+        let file = file(&[0xC0; 4096], Access::ReadOnly);
+        while go_on.load(Ordering::Relaxed) {
+            for at in [0, 12288, 4096] {
+                let file = file.try_clone().unwrap();
+                slot.attach(at, vec![Segment { file, offset: 0, length: 4096 }]).unwrap();
+            }
+            for at in [12288, 4096, 0] {
+                slot.detach(at).unwrap();
+            }
+        }
+    });
+    // Across both of the parts that come and go: all of it is there, or none of it counts.
+    let (mut whole, mut failed) = (0, 0);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while (whole < 20 || failed < 20) && Instant::now() < deadline {
+        assert_eq!(bench.request(VIRTIO_BLK_T_IN, 16, &[(BUFFER, 4096, WRITE)]), (OK, 4097));
+        assert!(bench.driver.bytes(BUFFER, 4096) == stays);
+        match bench.request(VIRTIO_BLK_T_IN, 0, &[(BUFFER, 8192, WRITE)]) {
+            (OK, 8193) => {
+                assert!(bench.driver.bytes(BUFFER, 8192) == [0xC0; 8192]);
+                whole += 1;
+            }
+            (IOERR, 0) => failed += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    going.store(false, Ordering::Relaxed);
+    storm.join().unwrap();
+    assert!(whole >= 20 && failed >= 20, "{whole} {failed}");
+    assert_eq!(capacity(&bench.driver), 24);
+    assert!(!bench.driver.needs_reset());
+}
+
+#[test]
+fn hostile_writes_change_nothing() {
+    let mut bench = Bench::new(Access::ReadWrite, 1);
+    bench.driver.start(SIZE, 0);
+    let one = [(BUFFER, 512, 0)];
+    assert_eq!(bench.request(VIRTIO_BLK_T_OUT, 0, &one), (IOERR, 1), "nothing is attached");
+    let backing = file(&pattern(16), Access::ReadWrite);
+    let view = backing.try_clone().unwrap();
+    bench.slot.attach(0, vec![Segment { file: backing, offset: 0, length: 4096 }]).unwrap();
+    bench.driver.put(BUFFER, &[0x66; 8192]);
+    for sector in [8, u64::MAX, u64::MAX / 512, u64::MAX / 512 + 1, 1 << 55, 1 << 54] {
+        assert_eq!(bench.request(VIRTIO_BLK_T_OUT, sector, &one), (IOERR, 1), "{sector}");
+    }
+    for length in [1, 511, 513, 4097, 4608] {
+        assert_eq!(bench.request(VIRTIO_BLK_T_OUT, 0, &[(BUFFER, length, 0)]), (IOERR, 1), "{length}");
+    }
+    // A write without data is none, and data in the writable part is not the device's to read.
+    assert_eq!(bench.request(VIRTIO_BLK_T_OUT, 0, &[]), (OK, 1));
+    assert_eq!(bench.request(VIRTIO_BLK_T_OUT, 0, &[(BUFFER, 512, WRITE)]), (OK, 0));
+    let mut found = vec![0; 8192];
+    std::os::unix::fs::FileExt::read_exact_at(&view, &mut found, 0).unwrap();
+    assert!(found == pattern(16));
+    assert!(!bench.driver.needs_reset());
 }
 
 #[test]

@@ -140,3 +140,46 @@ fn a_file_is_open_as_long_as_a_disk_shows_it() {
     drop(before);
     assert!(backing.upgrade().is_none());
 }
+
+/// A buffer of one block in the middle of nowhere.
+fn transfer(disk: &Disk, direction: Direction, position: u64) -> Result<Vec<u8>, TransferError> {
+    let mut bytes = vec![0; 4096];
+    let slice = VolatileSlice::from(&mut bytes[..]);
+    disk.transfer(direction, position, BLOCK, std::iter::once(Ok(slice)))?;
+    Ok(bytes)
+}
+
+#[test]
+fn a_failure_of_the_host_names_its_place_and_counts_once() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4 * BLOCK).unwrap();
+    let view = reopen(&file, OpenOptions::new().read(true));
+    let disk = disk(&[(0, 1), (5, 1)])
+        .with(BLOCK, vec![segment(1), Segment { file: view, offset: BLOCK, length: 2 * BLOCK }]);
+    let disk = disk.unwrap();
+    file.set_len(2 * BLOCK).unwrap();
+    assert!(transfer(&disk, Direction::ToGuest, 2 * BLOCK).is_ok());
+    for first_expected in [true, false] {
+        let error = transfer(&disk, Direction::ToGuest, 3 * BLOCK).unwrap_err();
+        let TransferError::Host { position, offset, attached, first, .. } = error else { panic!("{error}") };
+        assert_eq!((position, offset, attached, first), (3 * BLOCK, 2 * BLOCK, BLOCK, first_expected));
+    }
+    assert!(transfer(&disk, Direction::ToGuest, 5 * BLOCK).is_ok());
+    // What grows back is read again.
+    file.set_len(4 * BLOCK).unwrap();
+    assert_eq!(transfer(&disk, Direction::ToGuest, 3 * BLOCK).unwrap(), [0; 4096]);
+}
+
+#[test]
+fn a_write_that_the_host_refuses_is_a_failure_of_the_host() {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    let file = File::from(memfd_create("scratch", MemfdFlags::ALLOW_SEALING).unwrap());
+    file.set_len(BLOCK).unwrap();
+    let segment = Segment { file: file.try_clone().unwrap(), offset: 0, length: BLOCK };
+    let disk = Disk::empty(Access::ReadWrite).with(0, vec![segment]).unwrap();
+    assert!(transfer(&disk, Direction::ToFile, 0).is_ok());
+    fcntl_add_seals(&file, SealFlags::WRITE).unwrap();
+    let refused = transfer(&disk, Direction::ToFile, 0);
+    assert!(matches!(refused, Err(TransferError::Host { first: true, .. })));
+    assert!(transfer(&disk, Direction::ToGuest, 0).is_ok());
+}
