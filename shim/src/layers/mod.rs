@@ -31,7 +31,6 @@ use agent_protocol::rpc::agent::Storage;
 use agent_protocol::storage::{
     BLOCK_SIZE, LayerStorage, MAX_LAYERS, OverlayStorage, StorageError, VerityInfo,
 };
-use erofs_verity::erofs::WriteError;
 use erofs_verity::source::dir::DirError;
 use positions::DISK_BYTES;
 use rustix::fs::OFlags;
@@ -96,21 +95,13 @@ pub enum LayersError {
         /// What is there.
         found: String,
     },
-    /// The directory cannot be read as a layer.
-    #[error("layer {path}: {source}", path = .path.display())]
-    Read {
-        /// The layer's directory.
-        path: PathBuf,
-        /// Why.
-        source: DirError,
-    },
-    /// The layer cannot be packed.
+    /// The directory cannot be packed into a layer.
     #[error("layer {path}: {source}", path = .path.display())]
     Pack {
         /// The layer's directory.
         path: PathBuf,
         /// Why.
-        source: WriteError,
+        source: DirError,
     },
 }
 

@@ -2,17 +2,13 @@
 //! cache for all pods.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use erofs_verity::layer::Layer;
+use erofs_verity::layer::{Layer, Settings};
 use erofs_verity::source::dir::{self, Fidelity};
 
 use super::cache::{Entry, recall, remember, write_whole};
-use super::{Description, LayerFile, LayersError, file_error};
-
-/// Buffer between the packer and the file, in bytes.
-const BUFFER_BYTES: usize = 256 * 1024;
+use super::{Description, LayerFile, LayersError};
 
 /// The layer file of `directory`, which any container may use.
 ///
@@ -36,14 +32,13 @@ pub fn shared(directory: &Path, cache: &Path) -> Result<LayerFile, LayersError> 
 /// # Errors
 /// When the directory cannot be read, or the file not written. Nothing is under the name `path` then.
 pub fn to(directory: &Path, path: &Path) -> Result<LayerFile, LayersError> {
-    let tree = dir::read(directory, Fidelity::Portable)
-        .map_err(|source| LayersError::Read { path: directory.into(), source })?;
-    let write = |file: &mut File, path: &Path| {
-        let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
-        let layer = Layer::write(&tree, &mut out)
-            .map_err(|source| LayersError::Pack { path: directory.into(), source })?;
-        out.flush().map_err(file_error("write", path))?;
-        Ok(layer)
+    let mut settings = Settings::default();
+    if let Some(beside) = path.parent() {
+        settings.spool = beside.into();
+    }
+    let write = |file: &mut File, _: &Path| {
+        dir::pack(directory, Fidelity::Portable, file, &settings)
+            .map_err(|source| LayersError::Pack { path: directory.into(), source })
     };
     let Layer { root, data_blocks, length, .. } = write_whole(path, write)?;
     let description = Description { root_hash: root.to_string(), data_blocks, length };
