@@ -31,6 +31,7 @@ use agent_protocol::rpc::agent::Storage;
 use agent_protocol::storage::{
     BLOCK_SIZE, LayerStorage, MAX_LAYERS, OverlayStorage, StorageError, VerityInfo,
 };
+use erofs_verity::layer::VerifyError;
 use erofs_verity::source::dir::DirError;
 use positions::DISK_BYTES;
 use rustix::fs::OFlags;
@@ -94,6 +95,14 @@ pub enum LayersError {
         expected: String,
         /// What is there.
         found: String,
+    },
+    /// What is in the layer's file is not what is said of it.
+    #[error("layer {path}: {source}", path = .path.display())]
+    Verify {
+        /// The layer's file.
+        path: PathBuf,
+        /// What differs.
+        source: VerifyError,
     },
     /// The directory cannot be packed into a layer.
     #[error("layer {path}: {source}", path = .path.display())]

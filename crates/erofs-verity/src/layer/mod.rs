@@ -18,6 +18,7 @@ use std::thread;
 
 pub use error::WriteError;
 pub(crate) use stream::BlockStream;
+pub use verify::{VerifyError, length, verify};
 
 use crate::tree::{Extent, Tree};
 use crate::verity::{HashTree, OnCorruption, RootDigest, Superblock, VerityTarget};
@@ -27,6 +28,7 @@ mod error;
 mod leaves;
 mod pool;
 mod stream;
+mod verify;
 
 /// What a written layer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
