@@ -1,5 +1,7 @@
 //! Layers that containerd's erofs snapshotter made: taken over if their root hash is right, else converted.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail with the test")]
+
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -46,7 +48,8 @@ async fn a_layer_with_the_stated_root_hash_is_taken_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_differs_in_anything_is_converted_from_its_blob() {
     let image = Image::new(&[layer(&[("a", 700_000)])]);
-    let spoil: [(&str, fn(&Path, &str, u64)); 7] = [
+    type Spoil = fn(&Path, &str, u64);
+    let spoil: [(&str, Spoil); 7] = [
         ("root hash", |path, root, offset| state(path, &root.replace(['0', '1', '2', '3'], "4"), offset)),
         ("offset", |path, root, offset| state(path, root, offset - 4096)),
         ("no metadata", |path, _, _| fs::remove_file(format!("{}.dmverity", path.display())).unwrap()),

@@ -1,5 +1,7 @@
 //! A real containerd, of whatever version is installed, with the service as its proxy snapshotter.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail with the test")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -164,9 +166,8 @@ async fn images_are_imported_shown_and_removed() {
     node.ctr(&["snapshots", "--snapshotter", "uvm", "prepare", "container", &top]).await;
     let target = node.path("mounted");
     fs::create_dir(&target).unwrap();
-    let mounts =
-        node.ctr(&["snapshots", "--snapshotter", "uvm", "mounts", target.to_str().unwrap(), "container"]);
-    let command = mounts.await;
+    let mounts = ["snapshots", "--snapshotter", "uvm", "mounts", target.to_str().unwrap(), "container"];
+    let command = node.ctr(&mounts).await;
     assert!(Command::new("sh").arg("-c").arg(&command).status().unwrap().success(), "{command}");
     assert_eq!(fs::read(target.join("etc/x")).unwrap(), b"etc");
     assert_eq!(fs::metadata(target.join("bin/b")).unwrap().len(), 2_000_000);

@@ -1,6 +1,8 @@
 //! The service is killed at random instants of parallel unpacks, and its store opened again each time: what was
 //! acknowledged is there, whole, and nothing else is.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail with the test")]
+
 use std::collections::HashSet;
 use std::env;
 use std::fs;

@@ -1,6 +1,8 @@
 //! A store on a file system that fills up: requests fail with an error that says so, what is there stays whole, and
 //! what did not fit leaves nothing behind.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail with the test")]
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;

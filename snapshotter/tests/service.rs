@@ -1,5 +1,7 @@
 //! The service as containerd uses it, over its socket.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail with the test")]
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;

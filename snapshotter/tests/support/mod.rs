@@ -1,6 +1,7 @@
 //! What the tests share: images made on the spot, content stores without a containerd, the service in-process.
 
 #![allow(dead_code, reason = "each test program uses its part")]
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test's helpers fail with the test")]
 
 use std::collections::HashMap;
 use std::fs;
