@@ -3,31 +3,30 @@
 //! containerd keeps prebuilt layers in directories of its `layer_content_caches` setting, as
 //! `<algorithm>/<first two digits>/<digits>.erofs` of the diff id, with the hash tree appended and a file
 //! `….erofs.dmverity` beside it: JSON with `roothash` and `hashoffset`, the byte position of a verity superblock.
-//! Such a layer is copied, while its hash tree is computed anew: it is taken only if that gives the root hash
-//! that the metadata states, and stored with superblock and tree of our own writing.
+//! Such a layer is copied, with a superblock of our own, and the copy is verified block by block: it is taken only
+//! if it has the root hash that the metadata state.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use erofs_verity::layer::Layer;
-use erofs_verity::verity::{HashTreeBuilder, RootDigest, Superblock};
+use erofs_verity::verity::{RootDigest, Superblock};
 use serde::Deserialize;
 
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::store::{Description, LayerPin, Store};
+use crate::verity::{self, BLOCK_BYTES};
 
-/// Bytes in a block of data and of hash tree.
-const BLOCK_BYTES: u64 = 4096;
 /// Longest metadata file that is read, in bytes.
 const MAX_METADATA_BYTES: u64 = 4096;
 /// Where the erofs superblock is, and its magic number (`EROFS_SUPER_OFFSET`, `EROFS_SUPER_MAGIC_V1`).
 const EROFS_SUPERBLOCK: u64 = 1024;
 const EROFS_MAGIC: [u8; 4] = 0xE0F5_E1E2_u32.to_le_bytes();
 
-/// What stands beside the layer. Fields that are not known are not ignored: they change what the layer is.
+/// What stands beside the layer. A field that is not known may change what the layer is, and is refused.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Metadata {
@@ -50,20 +49,18 @@ pub fn path(cache: &Path, diff_id: Digest) -> PathBuf {
 pub fn adopt(store: &Arc<Store>, path: &Path, diff_id: Digest) -> Result<LayerPin, Error> {
     let inconsistent = |what: String| Error::Inconsistent { path: path.into(), what };
     let metadata = read_metadata(path)?;
-    let stated: RootDigest = metadata
-        .roothash
-        .parse()
-        .map_err(|error| inconsistent(format!("dm-verity metadata: roothash: {error}")))?;
+    let root: RootDigest =
+        metadata.roothash.parse().map_err(|error| inconsistent(format!("roothash: {error}")))?;
     let mut file = File::open(path).map_err(Error::file("open", path))?;
-    let data_blocks = check(&mut file, metadata.hashoffset).map_err(|error| match error {
+    let data_blocks = check(&mut file, metadata.hashoffset).map_err(|refusal| match refusal {
         Refusal::Io(error) => Error::file("read", path)(error),
         Refusal::Form(what) => inconsistent(what),
     })?;
     let staged = store.stage()?;
-    let layer = copy(file, staged.file(), data_blocks).map_err(Error::file("copy", path))?;
-    if layer.root != stated {
-        return Err(inconsistent(format!("expected the stated root hash {stated}, found {}", layer.root)));
-    }
+    copy(file, staged.file(), data_blocks).map_err(Error::file("copy", path))?;
+    verity::verify(staged.file(), data_blocks, root).map_err(|error| inconsistent(error.to_string()))?;
+    let length = verity::layer_length(data_blocks).unwrap_or(u64::MAX);
+    let layer = Layer { root, data_blocks, tree_offset: (data_blocks + 1) * BLOCK_BYTES, length };
     store.publish(staged, Description::new(&layer, Some(diff_id)), None)
 }
 
@@ -91,55 +88,41 @@ fn read_metadata(layer: &Path) -> Result<Metadata, Error> {
     serde_json::from_slice(&text).map_err(|error| Error::Inconsistent { path, what: error.to_string() })
 }
 
-/// Checks that the file is an erofs image with a verity superblock of the one form behind it; tells how many
-/// blocks the image has.
+/// Checks that the file is an erofs image with a verity superblock of the one form behind it, and long enough for
+/// the hash tree; tells how many blocks the image has.
 fn check(file: &mut File, hash_offset: u64) -> Result<u64, Refusal> {
+    let form = |what: String| Err(Refusal::Form(what));
     let length = file.metadata()?.len();
-    let superblock_end = hash_offset.checked_add(BLOCK_BYTES);
-    if !hash_offset.is_multiple_of(BLOCK_BYTES) || superblock_end.is_none_or(|end| end > length) {
-        let expected = format!("a multiple of {BLOCK_BYTES} with a superblock in {length} bytes");
-        return Err(Refusal::Form(format!("hashoffset: expected {expected}, found {hash_offset}")));
+    let data_blocks = hash_offset / BLOCK_BYTES;
+    let needed = verity::layer_length(data_blocks).unwrap_or(u64::MAX);
+    if !hash_offset.is_multiple_of(BLOCK_BYTES) || data_blocks == 0 || needed > length {
+        let expected = format!("a multiple of {BLOCK_BYTES} with a hash tree behind it in {length} bytes");
+        return form(format!("hashoffset: expected {expected}, found {hash_offset}"));
     }
     let mut magic = [0; 4];
     file.seek(SeekFrom::Start(EROFS_SUPERBLOCK))?;
     file.read_exact(&mut magic)?;
     if magic != EROFS_MAGIC {
-        return Err(Refusal::Form(format!(
-            "expected an erofs superblock, found {magic:02x?} for its magic number"
-        )));
+        return form(format!("expected an erofs superblock, found {magic:02x?} for its magic number"));
     }
     let mut superblock = [0; 4096];
     file.seek(SeekFrom::Start(hash_offset))?;
     file.read_exact(&mut superblock)?;
     let superblock = Superblock::parse(&superblock).map_err(|error| Refusal::Form(error.to_string()))?;
-    if superblock.data_blocks.checked_mul(BLOCK_BYTES) != Some(hash_offset) {
+    if superblock.data_blocks != data_blocks {
         let found = format!("{} blocks in front of byte {hash_offset}", superblock.data_blocks);
-        return Err(Refusal::Form(format!("expected the hash tree right behind the data, found {found}")));
+        return form(format!("expected the hash tree right behind the data, found {found}"));
     }
-    file.seek(SeekFrom::Start(0))?;
-    Ok(superblock.data_blocks)
+    Ok(data_blocks)
 }
 
-/// Copies the data and writes superblock and hash tree behind them.
-fn copy(from: File, mut to: &File, data_blocks: u64) -> io::Result<Layer> {
-    let mut data = BufReader::with_capacity(1 << 20, from).take(data_blocks * BLOCK_BYTES);
-    let mut hashes = HashTreeBuilder::default();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let length = data.read(&mut buffer)?;
-        if length == 0 {
-            break;
-        }
-        hashes.update(&buffer[..length]);
-        to.write_all(&buffer[..length])?;
-    }
-    let tree = hashes.finish();
-    if tree.data_blocks() != data_blocks {
-        let found = format!("expected {data_blocks} blocks, found {}", tree.data_blocks());
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, found));
-    }
+/// Copies data and hash tree; the superblock between them has an identity of its own, and is made anew.
+fn copy(mut from: File, mut to: &File, data_blocks: u64) -> io::Result<()> {
+    from.seek(SeekFrom::Start(0))?;
+    io::copy(&mut (&from).take(data_blocks * BLOCK_BYTES), &mut to)?;
     to.write_all(&Superblock { data_blocks }.to_block())?;
-    tree.write_to(to)?;
-    let tree_offset = (data_blocks + 1) * BLOCK_BYTES;
-    Ok(Layer { root: tree.root(), data_blocks, tree_offset, length: tree_offset + tree.size() })
+    from.seek(SeekFrom::Current(BLOCK_BYTES.cast_signed()))?;
+    let length = verity::layer_length(data_blocks).unwrap_or(u64::MAX);
+    io::copy(&mut from.take(length - (data_blocks + 1) * BLOCK_BYTES), &mut to)?;
+    Ok(())
 }

@@ -1,6 +1,11 @@
 //! containerd's services as this program answers them: server traits over the messages of `containerd-client`.
 
-#![allow(missing_docs, reason = "generated code")]
+#![allow(
+    missing_docs,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
+    reason = "generated code is included here"
+)]
 
 /// The messages of both services under one roof; `build.rs` names them by this path.
 pub mod messages {

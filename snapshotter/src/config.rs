@@ -45,7 +45,7 @@ impl Default for Config {
             // gzip is undone by one thread: a few layers at a time keep the others busy.
             conversions: processors.clamp(1, 4),
             max_layer_bytes: 64 << 30,
-            max_layer_entries: 1_000_000,
+            max_layer_entries: 2_000_000,
         }
     }
 }

@@ -22,9 +22,11 @@ pub mod error;
 pub mod filter;
 pub mod host_mount;
 pub mod images;
+pub mod oci;
 pub mod serve;
 pub mod service;
 pub mod store;
+pub mod verity;
 
 /// gRPC header in which containerd's clients name their namespace.
 pub const NAMESPACE_HEADER: &str = "containerd-namespace";

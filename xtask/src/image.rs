@@ -31,8 +31,8 @@ const KERNEL_ARGUMENTS: &str =
     "panic=-1 reboot=acpi quiet loglevel=0 random.trust_cpu=on no_timer_check tsc=reliable init=/sbin/init";
 
 /// The programs of the host.
-const HOST_PROGRAMS: [&str; 5] =
-    ["containerd-shim-uvm-v2", "igvm-builder", "uvm-launch", "uvm-rootfs", "uvm-vmm"];
+const HOST_PROGRAMS: [&str; 6] =
+    ["containerd-shim-uvm-v2", "igvm-builder", "uvm-launch", "uvm-rootfs", "uvm-snapshotter", "uvm-vmm"];
 
 /// An image: its file in the product's folder, and what its recipe says beside the command line.
 struct Image {
@@ -73,7 +73,8 @@ pub fn build() -> Result<PathBuf> {
     fs::create_dir_all(out.join("debug"))?;
 
     let release = places::target().join("release");
-    let packages = ["shim", "igvm-builder", "vmm", "uvm-rootfs"].map(|name| format!("--package={name}"));
+    let packages =
+        ["shim", "igvm-builder", "snapshotter", "vmm", "uvm-rootfs"].map(|name| format!("--package={name}"));
     cargo("host programs", &[&packages[..], &["--release".into()]].concat(), "", None)?;
     for program in HOST_PROGRAMS {
         install(&release.join(program), &out.join("bin").join(program))?;

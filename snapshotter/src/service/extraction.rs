@@ -20,6 +20,13 @@ pub fn chain_id(key: &str, labels: &Labels) -> Option<Digest> {
     chain_id.parse().ok()
 }
 
+/// The namespace in a key of containerd's: `<namespace>/<number>/<client's key>`.
+pub fn namespace(key: &str) -> Option<&str> {
+    let (namespace, rest) = key.split_once('/')?;
+    let (number, _) = rest.split_once('/')?;
+    number.parse::<u64>().ok().map(|_| namespace).filter(|namespace| !namespace.is_empty())
+}
+
 /// A name for what comes of the extraction `key`. containerd's keys are `<namespace>/<number>/<client's key>`,
 /// unique by the number.
 pub fn committed_name(key: &str, chain_id: Digest) -> String {
@@ -66,6 +73,10 @@ mod tests {
         for other in ["default/12/container", "extract-1", "extract-1 sha256:00", ""] {
             assert_eq!(chain_id(other, &none), None, "{other}");
         }
+        assert_eq!(
+            (namespace(&key), namespace("tests/x/y"), namespace("/1/y")),
+            (Some("default"), None, None)
+        );
         assert_eq!(committed_name(&key, id), format!("default/12/{id}"));
         assert_eq!(committed_name("key", id), id.to_string());
     }

@@ -104,8 +104,12 @@ fn invalid_digest(error: crate::digest::DigestError) -> Error {
     Error::Invalid(error.to_string())
 }
 
-/// The containerd namespace of a request.
-pub(super) fn namespace<T>(request: &Request<T>) -> Result<String, Error> {
+/// The containerd namespace of a request: containerd's keys begin with it; the header comes only from later
+/// versions than 1.6, and from clients that speak to the snapshotter directly.
+fn namespace<T>(request: &Request<T>, key: &str) -> Result<String, Error> {
+    if let Some(namespace) = extraction::namespace(key) {
+        return Ok(namespace.into());
+    }
     let value = request.metadata().get(NAMESPACE_HEADER);
     let text =
         value.map(|value| value.to_str().map_err(|error| Error::Invalid(format!("namespace: {error}"))));
@@ -179,7 +183,7 @@ impl Snapshots for Service {
         &self,
         request: Request<PrepareSnapshotRequest>,
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
-        let namespace = namespace(&request)?;
+        let namespace = namespace(&request, &request.get_ref().key)?;
         let request = request.into_inner();
         let new = new_snapshot(request.key, request.parent, request.labels);
         let mounts = self.prepare_snapshot(&namespace, new).await?;

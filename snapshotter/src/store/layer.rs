@@ -57,6 +57,15 @@ impl Description {
         &self.root_hash
     }
 
+    /// Root digest of the hash tree.
+    ///
+    /// # Errors
+    /// When the text that was read is none.
+    pub fn root(&self) -> Result<RootDigest, Error> {
+        let invalid = |error: erofs_verity::verity::RootDigestError| Error::Invalid(error.to_string());
+        self.root_hash.parse().map_err(invalid)
+    }
+
     /// Reads the description in a layer's directory and compares it with the layer file.
     ///
     /// # Errors
@@ -76,7 +85,7 @@ impl Description {
         if description.version != VERSION {
             return Err(inconsistent(format!("expected version {VERSION}, found {}", description.version)));
         }
-        description.root_hash.parse::<RootDigest>().map_err(|error| inconsistent(error.to_string()))?;
+        description.root().map_err(|error| inconsistent(error.to_string()))?;
         let file = directory.join(FILE);
         let length = fs::metadata(&file).map_err(Error::file("read", &file))?.len();
         if length != description.length {

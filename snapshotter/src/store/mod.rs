@@ -360,6 +360,12 @@ impl Store {
         self.state().layers.get(&layer.id)?.uncompressed_bytes
     }
 
+    /// A directory on the store's file system for temporary files.
+    #[must_use]
+    pub fn spool(&self) -> PathBuf {
+        self.root.join("staging")
+    }
+
     /// Where the writable files of active snapshot `id` are.
     #[must_use]
     pub fn upper_directory(&self, id: u64) -> PathBuf {
