@@ -7,7 +7,7 @@
 //! key makes parallel shims pack the same layer once.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -15,16 +15,13 @@ use agent_protocol::paths;
 use agent_protocol::rpc::agent::Storage;
 use agent_protocol::storage::{LayerStorage, OverlayStorage, StorageError, VerityInfo};
 use containerd_shim::protos::api::Mount;
-use erofs_verity::erofs::WriteError;
-use erofs_verity::layer::Layer;
+use erofs_verity::layer::Settings;
 use erofs_verity::source::dir::{self, DirError, Fidelity};
 use launch::control::{MAX_SEGMENTS, Segment};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// Buffer between the packer and the file, in bytes.
-const BUFFER_BYTES: usize = 256 * 1024;
 /// Longest description of a packed layer that is read, in bytes.
 const MAX_DESCRIPTION_BYTES: u64 = 4096;
 
@@ -50,21 +47,13 @@ pub enum LayersError {
         /// What the system said.
         source: io::Error,
     },
-    /// The directory cannot be read as a layer.
-    #[error("layer {path}: {source}", path = .path.display())]
-    Read {
-        /// The layer's directory.
-        path: PathBuf,
-        /// Why.
-        source: DirError,
-    },
-    /// The layer cannot be packed.
+    /// The directory cannot be packed into a layer.
     #[error("layer {path}: {source}", path = .path.display())]
     Pack {
         /// The layer's directory.
         path: PathBuf,
         /// Why.
-        source: WriteError,
+        source: DirError,
     },
     /// The layer cannot be described to the agent.
     #[error(transparent)]
@@ -215,15 +204,16 @@ fn described(path: &Path) -> Option<Description> {
 
 /// Packs `directory` into the file `path`, and its description beside it.
 fn pack_to(directory: &Path, path: &Path) -> Result<PackedLayer, LayersError> {
-    let tree = dir::read(directory, Fidelity::Portable)
-        .map_err(|source| LayersError::Read { path: directory.into(), source })?;
+    let mut settings = Settings::default();
+    if let Some(beside) = path.parent() {
+        settings.spool = beside.into();
+    }
     let mut layer = None;
     write_whole(path, |file| {
-        let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
-        let written = Layer::write(&tree, &mut out)
+        let packed = dir::pack(directory, Fidelity::Portable, file, &settings)
             .map_err(|source| LayersError::Pack { path: directory.into(), source })?;
-        layer = Some(written);
-        out.flush().map_err(file_error("write", path))
+        layer = Some(packed);
+        Ok(())
     })?;
     let Some(layer) = layer else {
         return Err(file_error("write", path)(io::ErrorKind::WriteZero.into()));
@@ -243,7 +233,13 @@ fn write_whole(
     write: impl FnOnce(&mut File) -> Result<(), LayersError>,
 ) -> Result<(), LayersError> {
     let unfinished = path.with_added_extension("new");
-    let mut file = File::create(&unfinished).map_err(file_error("create", &unfinished))?;
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&unfinished)
+        .map_err(file_error("create", &unfinished))?;
     let written = write(&mut file).and_then(|()| {
         file.sync_data().map_err(file_error("write", &unfinished))?;
         fs::rename(&unfinished, path).map_err(file_error("rename", &unfinished))

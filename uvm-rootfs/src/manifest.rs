@@ -3,7 +3,8 @@
 //! Unknown keys are refused, so that a misspelt `mode` cannot pass for an absent one. Parents are to be listed;
 //! none is made silently, because its permissions would be measured without having been written down.
 
-use erofs_verity::tree::{Kind, Metadata, Node, Tree, TreeError};
+use erofs_verity::layer::{Layer, LayerWriter, WriteError};
+use erofs_verity::tree::{Data, Kind, Metadata, Node, Tree, TreeError};
 use serde::Deserialize;
 
 /// The manifest that comes with this crate.
@@ -62,6 +63,9 @@ pub enum ManifestError {
     /// Entries that do not make a tree.
     #[error("manifest: {0}")]
     Tree(#[from] TreeError),
+    /// The image cannot be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
 }
 
 impl Manifest {
@@ -81,11 +85,12 @@ impl Manifest {
         Self::parse(OWN)
     }
 
-    /// The tree that the manifest describes, with `agent` in its place.
+    /// Writes the file system that the manifest describes, with `agent` in its place.
     ///
     /// # Errors
-    /// When a path is malformed or taken, its parent is missing, or a node cannot be represented.
-    pub fn tree(&self, agent: Vec<u8>) -> Result<Tree<Vec<u8>>, ManifestError> {
+    /// When a path is malformed or taken, its parent is missing, a node cannot be represented, or the image
+    /// cannot be written.
+    pub fn write(&self, agent: &[u8], mut writer: LayerWriter) -> Result<Layer, ManifestError> {
         let mut directories: Vec<&Directory> = self.directory.iter().collect();
         // A parent's path sorts before its children's.
         directories.sort_by(|one, other| one.path.cmp(&other.path));
@@ -94,30 +99,25 @@ impl Manifest {
             insert(&mut tree, path, mode.unwrap_or(0o755), Kind::Directory)?;
         }
         for File { path, mode, content } in &self.file {
-            insert(&mut tree, path, mode.unwrap_or(0o644), regular(content.clone().into_bytes()))?;
+            insert(&mut tree, path, mode.unwrap_or(0o644), regular(content.as_bytes(), &mut writer)?)?;
         }
         for Symlink { path, target } in &self.symlink {
             insert(&mut tree, path, 0o777, Kind::Symlink(target.clone().into_bytes()))?;
         }
-        insert(&mut tree, &self.agent.path, 0o755, regular(agent))?;
-        Ok(tree)
+        insert(&mut tree, &self.agent.path, 0o755, regular(agent, &mut writer)?)?;
+        Ok(writer.finish(tree)?)
     }
 }
 
-fn regular(content: Vec<u8>) -> Kind<Vec<u8>> {
-    Kind::Regular { size: content.len() as u64, content }
+fn regular(content: &[u8], writer: &mut LayerWriter) -> Result<Kind, WriteError> {
+    Ok(Kind::Regular { size: content.len() as u64, data: Data::Flat(writer.content(content)?) })
 }
 
 fn metadata(permissions: u16) -> Metadata {
     Metadata { permissions, ..Metadata::default() }
 }
 
-fn insert(
-    tree: &mut Tree<Vec<u8>>,
-    path: &str,
-    permissions: u16,
-    kind: Kind<Vec<u8>>,
-) -> Result<(), ManifestError> {
+fn insert(tree: &mut Tree, path: &str, permissions: u16, kind: Kind) -> Result<(), ManifestError> {
     let malformed = || ManifestError::Path(path.to_owned());
     let relative = path.strip_prefix('/').ok_or_else(malformed)?;
     if relative.split('/').any(|name| matches!(name, "" | "." | "..")) {

@@ -1,10 +1,9 @@
 //! Writing the root file system.
 
-use std::io::{self, BufWriter};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use erofs_verity::erofs::WriteError;
-use erofs_verity::layer::Layer;
+use erofs_verity::layer::{LayerWriter, Settings, WriteError};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
@@ -42,14 +41,14 @@ pub enum PackError {
 pub fn pack(manifest: &Manifest, agent: &Path, out: &Path) -> Result<Info, PackError> {
     let executable = agent::read(agent)?;
     let agent_sha256 = hex::encode(Sha256::digest(&executable));
-    let tree = manifest.tree(executable)?;
     let failed = |source| PackError::Output { path: out.to_owned(), source };
     let directory = match out.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let mut file = NamedTempFile::new_in(directory).map_err(failed)?;
-    let layer = Layer::write(&tree, BufWriter::new(&mut file))?;
+    let file = NamedTempFile::new_in(directory).map_err(failed)?;
+    let settings = Settings { spool: directory.to_owned(), ..Settings::default() };
+    let layer = manifest.write(&executable, LayerWriter::new(file.as_file(), &settings)?)?;
     // Temporary files are private to their owner; an image is for every VMM to read.
     let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     file.as_file().set_permissions(readable).map_err(failed)?;

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use erofs_verity::layer::{LayerWriter, Settings};
 use uvm_rootfs::{Manifest, pack};
 
 const MINIMAL: &str = "[agent]\npath = \"/init\"\n";
@@ -98,7 +99,9 @@ fn a_manifest_says_everything_it_means() {
         ("[[directory]]\npath = \"/x\"\nmode = 0o70000\n", "permissions"),
     ] {
         let manifest = Manifest::parse(&format!("{MINIMAL}{addition}")).unwrap();
-        let error = manifest.tree(vec![1]).unwrap_err().to_string();
+        let out = tempfile::tempfile().unwrap();
+        let writer = LayerWriter::new(&out, &Settings::default()).unwrap();
+        let error = manifest.write(&[1], writer).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
 }

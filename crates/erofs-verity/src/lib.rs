@@ -5,11 +5,12 @@
 //! to be a function of the layer's contents alone: not of a tool's version, the order of a directory
 //! listing, the clock, or the number of processors.
 //!
-//! - [`tree`]: a file tree in memory, checked node by node. File contents stay where they are.
-//! - [`source`]: where contents come from; [`source::dir`] reads a tree from a directory of the host.
-//! - [`erofs`]: the image of a tree, written in one pass.
+//! - [`layer`]: [`layer::LayerWriter`] takes files' contents as they come and a tree at the end, and writes a
+//!   layer in one pass.
+//! - [`tree`]: a file tree in memory, checked node by node, within a budget of memory.
+//! - [`erofs`]: the image's format.
 //! - [`verity`]: hash tree, superblock, device-mapper table.
-//! - [`layer`]: all of it in one streaming pass.
+//! - [`source::dir`]: a layer from a directory of the host.
 
 pub mod erofs;
 pub mod layer;

@@ -9,12 +9,24 @@ pub(super) const SUPERBLOCK_OFFSET: usize = 1024;
 pub(super) const MAGIC: u32 = 0xE0F5_E1E2;
 /// Compatible features: superblock checksum, and times of extended inodes that are modification times.
 pub(super) const FEATURE_COMPAT: u32 = 0x1 | 0x2;
+/// Incompatible feature: inodes of layout [`DATA_CHUNKED`].
+pub(super) const FEATURE_CHUNKED: u32 = 0x4;
 /// Binary logarithm of the block size.
 pub(super) const BLOCK_BITS: u8 = 12;
 /// Inodes are numbered by their position in units of this many bytes.
 pub(super) const SLOT_SIZE: u64 = 32;
 /// Bytes of the header before a node's inline extended attributes.
 pub(super) const XATTR_HEADER_SIZE: usize = 12;
+
+/// In an inode's format field: the inode is an [`ExtendedInode`].
+pub(super) const INODE_EXTENDED: u16 = 1;
+/// In an inode's format field: data in one run of blocks.
+pub(super) const DATA_PLAIN: u16 = 0;
+/// In an inode's format field: as plain, with the last partial block behind the inode.
+pub(super) const DATA_INLINE: u16 = 2 << 1;
+/// In an inode's format field: data in chunks, whose first blocks are listed behind the inode. Without
+/// `EROFS_CHUNK_FORMAT_INDEXES`, each is a 32-bit number, all ones for a hole.
+pub(super) const DATA_CHUNKED: u16 = 4 << 1;
 
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]

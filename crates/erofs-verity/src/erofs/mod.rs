@@ -1,301 +1,228 @@
 //! Images of erofs, the kernel's read-only file system: uncompressed, blocks of 4096 bytes.
 //!
-//! The image is a function of the tree alone: UUID, volume name and build time are zero, inodes are numbered
-//! by their place, and places follow from sorted names. Layout and reasons are in `plan`; the format is
-//! Linux's `Documentation/filesystems/erofs.rst`.
-
-use std::io::{self, Read, Write};
+//! Block 0 has the superblock, contents follow, and behind them lies the metadata area, to which the
+//! superblock points. So contents can be written before the tree is known. Nothing else than the tree and
+//! its contents leaves a trace: UUID, volume name and build time are zero, inodes are numbered by their place,
+//! and places follow from sorted names. The format is Linux's `Documentation/filesystems/erofs.rst`.
 
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 
-use crate::source::Content;
-use crate::tree::{Kind, NodeId, Tree};
+use crate::layer::{BlockStream, WriteError};
+use crate::tree::arena::{Arena, Inode, NONE, file_type, index};
+use crate::tree::{NodeId, Tree};
 use crate::{BLOCK_BYTES, BLOCK_SIZE};
-use format::{CompactInode, ExtendedInode, SUPERBLOCK_OFFSET, SuperBlock};
-use plan::{Inode, Plan};
+use format::{
+    CompactInode, DATA_CHUNKED, DATA_INLINE, DATA_PLAIN, ExtendedInode, INODE_EXTENDED, SLOT_SIZE,
+    SUPERBLOCK_OFFSET, SuperBlock,
+};
+use plan::{Plan, Shape};
 
 mod dirent;
 mod format;
 mod plan;
 pub mod xattr;
 
-/// Bytes of content that are read at a time.
-const COPY_BUFFER: usize = 256 * 1024;
-
-/// Why an image cannot be written.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    /// More blocks than the format's 32 bits can number.
-    #[error("erofs image: expected at most {max} blocks of 4096 bytes, found {blocks}", max = u32::MAX)]
-    TooLarge {
-        /// Blocks that the tree needs.
-        blocks: u64,
-    },
-    /// A file's content could not be read.
-    #[error("{path}: cannot read content: {source}")]
-    Content {
-        /// Path in the tree.
-        path: String,
-        /// What happened.
-        source: io::Error,
-    },
-    /// A file's content is not as long as the tree says.
-    #[error("{path}: expected {expected} bytes of content, found {found}")]
-    ContentSize {
-        /// Path in the tree.
-        path: String,
-        /// Declared size.
-        expected: u64,
-        /// Bytes read: all of them, or, if there are too many, those read until that was noticed.
-        found: u64,
-    },
-    /// A node's extended attributes cannot be represented; a [`Tree`] has refused such a node before.
-    #[error("{path}: {source}")]
-    Xattr {
-        /// Path in the tree.
-        path: String,
-        /// What is wrong with them.
-        source: xattr::XattrError,
-    },
-    /// The image could not be written.
-    #[error("cannot write erofs image: {0}")]
-    Output(#[source] io::Error),
+/// Writes the metadata area of `tree` to `out`, which stands behind the contents; returns block 0.
+pub(crate) fn write_metadata(mut tree: Tree, out: &mut BlockStream) -> Result<Vec<u8>, WriteError> {
+    out.align()?;
+    let meta_block = block_number(out.position() / BLOCK_BYTES)?;
+    tree.arena_mut().freeze();
+    let plan = Plan::new(&mut tree)?;
+    let first_block = u64::from(meta_block) + plan.inode_blocks;
+    let mut area = MetadataArea { tree: &tree, plan: &plan, meta_block, next_block: first_block, out };
+    area.write_inodes()?;
+    area.write_blocks()?;
+    let blocks = block_number(out.position() / BLOCK_BYTES)?;
+    Ok(superblock(&plan, meta_block, blocks))
 }
 
-/// An image that has been laid out and can be written.
-pub struct Image<'t, C> {
-    tree: &'t Tree<C>,
-    plan: Plan,
+fn block_number(block: u64) -> Result<u32, WriteError> {
+    // The last number stands for a hole.
+    u32::try_from(block).ok().filter(|&block| block != NONE).ok_or(WriteError::TooLarge { blocks: block })
 }
 
-impl<'t, C: Content> Image<'t, C> {
-    /// Lays out the image of `tree`. Reads no contents.
-    ///
-    /// # Errors
-    /// When the image would be too large for the format.
-    pub fn new(tree: &'t Tree<C>) -> Result<Self, WriteError> {
-        Ok(Self { tree, plan: Plan::new(tree)? })
+fn superblock(plan: &Plan, meta_block: u32, blocks: u32) -> Vec<u8> {
+    let mut superblock = SuperBlock {
+        magic: U32::new(format::MAGIC),
+        checksum: U32::ZERO,
+        feature_compat: U32::new(format::FEATURE_COMPAT),
+        block_bits: format::BLOCK_BITS,
+        extension_slots: 0,
+        // The root inode lies in the first blocks of the metadata area, whatever the tree.
+        root_nid: U16::new(u16::try_from(plan.slots[index(Tree::ROOT.0)]).unwrap_or(0)),
+        inodes: U64::new(plan.order.len() as u64),
+        build_time: U64::ZERO,
+        build_time_nsec: U32::ZERO,
+        blocks: U32::new(blocks),
+        meta_block: U32::new(meta_block),
+        xattr_block: U32::ZERO,
+        uuid: [0; 16],
+        volume_name: [0; 16],
+        feature_incompat: U32::new(if plan.chunked { format::FEATURE_CHUNKED } else { 0 }),
+        unused: [0; 44],
+    };
+    let mut block = vec![0; BLOCK_SIZE];
+    let end = SUPERBLOCK_OFFSET + size_of::<SuperBlock>();
+    block[SUPERBLOCK_OFFSET..end].copy_from_slice(superblock.as_bytes());
+    // The kernel's CRC-32C covers the rest of the block and lacks the customary final inversion.
+    superblock.checksum = U32::new(!crc32c::crc32c(&block[SUPERBLOCK_OFFSET..]));
+    block[SUPERBLOCK_OFFSET..end].copy_from_slice(superblock.as_bytes());
+    block
+}
+
+struct MetadataArea<'t, 'o> {
+    tree: &'t Tree,
+    plan: &'t Plan,
+    meta_block: u32,
+    /// Where the next whole block of a directory or link goes.
+    next_block: u64,
+    out: &'o mut BlockStream,
+}
+
+impl MetadataArea<'_, '_> {
+    fn arena(&self) -> &Arena {
+        self.tree.arena()
     }
 
-    /// Size of the image in blocks of 4096 bytes.
-    #[must_use]
-    pub fn blocks(&self) -> u32 {
-        self.plan.blocks
-    }
-
-    /// Writes the whole image, front to back.
-    ///
-    /// # Errors
-    /// When a content cannot be read or is not as long as declared, or `out` fails.
-    pub fn write_to(&self, out: impl Write) -> Result<(), WriteError> {
-        let mut out = Output { inner: out, position: 0 };
-        out.put(&self.superblock())?;
-        for (number, inode) in self.plan.inodes.iter().enumerate() {
-            out.pad_to(inode.position)?;
-            self.write_inode(&mut out, number, inode)?;
-        }
-        let mut buffer = vec![0; COPY_BUFFER];
-        for inode in self.plan.inodes.iter().filter(|inode| inode.first_block != 0) {
-            if let Some(data) = self.metadata_data(inode) {
-                out.pad_to(block_position(inode.first_block))?;
-                out.put(&data[..data.len() - inode.inline])?;
+    fn write_inodes(&mut self) -> Result<(), WriteError> {
+        let start = u64::from(self.meta_block) * BLOCK_BYTES;
+        let (tree, plan) = (self.tree, self.plan);
+        for (number, &node) in plan.order.iter().enumerate() {
+            let inode = &tree.arena().inodes[index(node)];
+            let shape = Shape::of(tree.arena(), inode);
+            self.out.pad_to(start + u64::from(plan.slots[index(node)]) * SLOT_SIZE)?;
+            // Shown by the kernel on no 64-bit system; it has to be unique only.
+            let ino = u32::try_from(number + 1).unwrap_or(NONE);
+            self.write_inode(node, inode, &shape, ino)?;
+            if inode.xattrs != NONE {
+                self.out.put(tree.arena().blob(inode.xattrs))?;
             }
-        }
-        for inode in &self.plan.inodes {
-            if let Kind::Regular { content, .. } = &self.tree.node(inode.id).kind {
-                if inode.first_block != 0 {
-                    out.pad_to(block_position(inode.first_block))?;
-                }
-                self.copy(content, inode, &mut out, &mut buffer)?;
+            if inode.chunked {
+                self.write_chunk_index(node, inode)?;
             }
+            if shape.inline > 0 {
+                self.write_inline(node, inode, &shape)?;
+            }
+            self.next_block += shape.blocks;
         }
-        out.pad_to(block_position(self.plan.blocks))?;
-        out.inner.flush().map_err(WriteError::Output)
+        self.out.align()
     }
 
-    fn superblock(&self) -> Vec<u8> {
-        let root = self.plan.inodes.first().map_or(0, Inode::nid);
-        let mut superblock = SuperBlock {
-            magic: U32::new(format::MAGIC),
-            checksum: U32::ZERO,
-            feature_compat: U32::new(format::FEATURE_COMPAT),
-            block_bits: format::BLOCK_BITS,
-            extension_slots: 0,
-            // The root inode is the first of block 1, whatever the tree.
-            root_nid: U16::new(u16::try_from(root).unwrap_or(0)),
-            inodes: U64::new(self.plan.inodes.len() as u64),
-            build_time: U64::ZERO,
-            build_time_nsec: U32::ZERO,
-            blocks: U32::new(self.plan.blocks),
-            meta_block: U32::ZERO,
-            xattr_block: U32::ZERO,
-            uuid: [0; 16],
-            volume_name: [0; 16],
-            feature_incompat: U32::ZERO,
-            unused: [0; 44],
+    fn write_inode(&mut self, node: u32, inode: &Inode, shape: &Shape, ino: u32) -> Result<(), WriteError> {
+        let layout = match shape.inline {
+            _ if inode.chunked => DATA_CHUNKED,
+            0 => DATA_PLAIN,
+            _ => DATA_INLINE,
         };
-        let mut block = vec![0; BLOCK_SIZE];
-        let end = SUPERBLOCK_OFFSET + size_of::<SuperBlock>();
-        block[SUPERBLOCK_OFFSET..end].copy_from_slice(superblock.as_bytes());
-        // The kernel's CRC-32C covers the rest of the block and lacks the customary final inversion.
-        superblock.checksum = U32::new(!crc32c::crc32c(&block[SUPERBLOCK_OFFSET..]));
-        block[SUPERBLOCK_OFFSET..end].copy_from_slice(superblock.as_bytes());
-        block
-    }
-
-    fn write_inode(
-        &self,
-        out: &mut Output<impl Write>,
-        number: usize,
-        inode: &Inode,
-    ) -> Result<(), WriteError> {
-        let metadata = &self.tree.node(inode.id).metadata;
-        // Bit 0: extended inode. Bits 1 to 3: data layout, 0 for plain, 2 with an inline tail.
-        let format = U16::new(u16::from(!inode.compact) | if inode.inline > 0 { 2 << 1 } else { 0 });
-        let xattr_count = U16::new(xattr::inode_count(inode.xattr_size));
-        let mode = U16::new(self.file_type_bits(inode.id) | metadata.permissions);
-        let location = U32::new(self.location(inode));
-        // Shown by the kernel on no 64-bit system; it has to be unique only.
-        let ino = U32::new(u32::try_from(number + 1).unwrap_or(u32::MAX));
-        // The plan makes an inode compact only if all of its fields fit.
-        let narrow = |value: u32| U16::new(u16::try_from(value).unwrap_or(u16::MAX));
-        if inode.compact {
+        let format = U16::new(layout | if shape.compact { 0 } else { INODE_EXTENDED });
+        let xattr_count = U16::new(xattr::inode_count(shape.xattr_size));
+        let mode = U16::new(inode.mode);
+        let (reserved, ino) = (U16::ZERO, U32::new(ino));
+        let location = U32::new(self.location(node, inode, shape)?);
+        if shape.compact {
+            // The shape is compact only if all of these fit.
+            let narrow = |value: u32| U16::new(u16::try_from(value).unwrap_or(u16::MAX));
+            let (uid, gid, links) = (narrow(inode.uid), narrow(inode.gid), narrow(inode.links));
             let size = U32::new(u32::try_from(inode.size).unwrap_or(u32::MAX));
-            let (uid, gid, links) = (narrow(metadata.uid), narrow(metadata.gid), narrow(inode.links));
             let (reserved, reserved2) = (U32::ZERO, U32::ZERO);
-            out.put(
-                CompactInode {
-                    format,
-                    xattr_count,
-                    mode,
-                    links,
-                    size,
-                    reserved,
-                    location,
-                    ino,
-                    uid,
-                    gid,
-                    reserved2,
-                }
-                .as_bytes(),
-            )?;
-        } else {
-            let inode = ExtendedInode {
-                format,
-                xattr_count,
-                mode,
-                reserved: U16::ZERO,
-                size: U64::new(inode.size),
-                location,
-                ino,
-                uid: U32::new(metadata.uid),
-                gid: U32::new(metadata.gid),
-                mtime: U64::new(metadata.mtime.seconds.cast_unsigned()),
-                mtime_nsec: U32::new(metadata.mtime.nanoseconds),
-                links: U32::new(inode.links),
-                reserved2: [0; 16],
-            };
-            out.put(inode.as_bytes())?;
+            let inode =
+                CompactInode { format, xattr_count, mode, links, size, reserved, location, ino, uid, gid, reserved2 };
+            return self.out.put(inode.as_bytes());
         }
-        let xattrs = xattr::encode(&metadata.xattrs)
-            .map_err(|source| WriteError::Xattr { path: self.tree.path(inode.id), source })?;
-        out.put(&xattrs)?;
-        match self.metadata_data(inode) {
-            Some(data) if inode.inline > 0 => out.put(&data[data.len() - inode.inline..]),
-            _ => Ok(()),
-        }
+        let inode = ExtendedInode {
+            format,
+            xattr_count,
+            mode,
+            reserved,
+            size: U64::new(inode.size),
+            location,
+            ino,
+            uid: U32::new(inode.uid),
+            gid: U32::new(inode.gid),
+            mtime: U64::new(inode.seconds.cast_unsigned()),
+            mtime_nsec: U32::new(inode.nanoseconds),
+            links: U32::new(inode.links),
+            reserved2: [0; 16],
+        };
+        self.out.put(inode.as_bytes())
     }
 
-    /// What the inode's location field holds: a device number, or where the data is.
-    fn location(&self, inode: &Inode) -> u32 {
-        match &self.tree.node(inode.id).kind {
-            Kind::CharDevice(number) | Kind::BlockDevice(number) => number.encode(),
-            _ => inode.first_block,
-        }
-    }
-
-    /// The file type bits of `st_mode` (inode(7)).
-    fn file_type_bits(&self, id: NodeId) -> u16 {
-        match self.tree.node(id).kind {
-            Kind::Fifo => 0o010_000,
-            Kind::CharDevice(_) => 0o020_000,
-            Kind::Directory => 0o040_000,
-            Kind::BlockDevice(_) => 0o060_000,
-            Kind::Regular { .. } => 0o100_000,
-            Kind::Symlink(_) => 0o120_000,
-            Kind::Socket => 0o140_000,
-        }
-    }
-
-    /// Data that is the tree's own: a directory's entries, a link's target.
-    fn metadata_data(&self, inode: &Inode) -> Option<Vec<u8>> {
-        match &self.tree.node(inode.id).kind {
-            Kind::Directory => {
-                let entries = dirent::sorted(self.tree, inode.id);
-                Some(dirent::encode(self.tree, &entries, |id| self.plan.nids[id.index()]))
+    /// What the inode's location field holds: a device number, the size of chunks, or where the data is.
+    fn location(&self, node: u32, inode: &Inode, shape: &Shape) -> Result<u32, WriteError> {
+        match inode.file_type() {
+            file_type::CHAR_DEVICE | file_type::BLOCK_DEVICE => Ok(inode.data),
+            file_type::REGULAR if inode.size == 0 => Ok(0),
+            file_type::REGULAR if inode.chunked => Ok(self.arena().chunks(inode.data).0),
+            file_type::REGULAR => {
+                self.check_extent(node, inode.data, inode.size.div_ceil(BLOCK_BYTES))?;
+                Ok(inode.data)
             }
-            Kind::Symlink(target) => Some(target.clone()),
-            _ => None,
+            _ if shape.blocks > 0 => block_number(self.next_block),
+            _ => Ok(0),
         }
     }
 
-    fn copy(
-        &self,
-        content: &C,
-        inode: &Inode,
-        out: &mut Output<impl Write>,
-        buffer: &mut [u8],
-    ) -> Result<(), WriteError> {
-        let path = || self.tree.path(inode.id);
-        let wrong_size = |found| WriteError::ContentSize { path: path(), expected: inode.size, found };
-        let unreadable = |source| WriteError::Content { path: path(), source };
-        let mut reader = content.open().map_err(unreadable)?;
-        let mut found = 0u64;
-        loop {
-            match reader.read(buffer) {
-                Ok(0) if found == inode.size => return Ok(()),
-                Ok(0) => return Err(wrong_size(found)),
-                Ok(count) => {
-                    found += count as u64;
-                    if found > inode.size {
-                        return Err(wrong_size(found));
-                    }
-                    out.put(&buffer[..count])?;
+    fn write_chunk_index(&mut self, node: u32, inode: &Inode) -> Result<(), WriteError> {
+        let tree = self.tree;
+        let (bits, starts) = tree.arena().chunks(inode.data);
+        let mut left = inode.size.div_ceil(BLOCK_BYTES);
+        for start in starts {
+            let blocks = left.min(1 << bits);
+            left -= blocks;
+            if start != NONE {
+                self.check_extent(node, start, blocks)?;
+            }
+            self.out.put(&start.to_le_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Refuses content that does not lie between the superblock and the metadata area.
+    fn check_extent(&self, node: u32, first_block: u32, blocks: u64) -> Result<(), WriteError> {
+        if first_block > 0 && u64::from(first_block) + blocks <= u64::from(self.meta_block) {
+            return Ok(());
+        }
+        let path = self.tree.path(NodeId(node));
+        Err(WriteError::Extent { path, first_block, blocks, end: self.meta_block })
+    }
+
+    fn write_inline(&mut self, node: u32, inode: &Inode, shape: &Shape) -> Result<(), WriteError> {
+        let tree = self.tree;
+        if inode.is_directory() {
+            let last = self.directory(node).last();
+            return self.out.put(&dirent::encode(tree.arena(), &last.unwrap_or_default(), &self.plan.slots));
+        }
+        let target = tree.arena().blob(inode.data);
+        self.out.put(&target[target.len() - shape.inline..])
+    }
+
+    fn write_blocks(&mut self) -> Result<(), WriteError> {
+        let (tree, plan) = (self.tree, self.plan);
+        for &node in &plan.order {
+            let inode = &tree.arena().inodes[index(node)];
+            let blocks = usize::try_from(Shape::of(tree.arena(), inode).blocks).unwrap_or(usize::MAX);
+            if blocks == 0 {
+                continue;
+            }
+            if inode.is_directory() {
+                for block in self.directory(node).take(blocks) {
+                    self.out.put(&dirent::encode(tree.arena(), &block, &plan.slots))?;
+                    self.out.align()?;
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(unreadable(error)),
+            } else {
+                self.out.put(tree.arena().blob(inode.data))?;
+                self.out.align()?;
             }
         }
+        Ok(())
     }
 }
 
-fn block_position(block: u32) -> u64 {
-    u64::from(block) * BLOCK_BYTES
-}
-
-/// Sequential output that knows where it is.
-struct Output<W> {
-    inner: W,
-    position: u64,
-}
-
-impl<W: Write> Output<W> {
-    fn put(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        self.position += bytes.len() as u64;
-        self.inner.write_all(bytes).map_err(WriteError::Output)
-    }
-
-    /// Writes zeros up to `position`, which is less than a block away wherever the plan has a gap.
-    fn pad_to(&mut self, position: u64) -> Result<(), WriteError> {
-        const ZEROS: [u8; BLOCK_SIZE] = [0; BLOCK_SIZE];
-        let gap = position.checked_sub(self.position).and_then(|gap| usize::try_from(gap).ok());
-        match gap.and_then(|gap| ZEROS.get(..gap)) {
-            Some(zeros) => self.put(zeros),
-            None => Err(WriteError::Output(io::Error::other(format!(
-                "layout: expected to be at most one block before byte {position}, found byte {}",
-                self.position
-            )))),
-        }
+impl<'t> MetadataArea<'t, '_> {
+    /// A directory's entries, a block at a time.
+    fn directory(&self, node: u32) -> impl Iterator<Item = Vec<(&'t [u8], u32)>> + use<'t> {
+        let tree = self.tree;
+        dirent::Blocks::new(dirent::sorted(tree.arena(), node, tree.parent(NodeId(node)).0))
     }
 }

@@ -121,6 +121,23 @@ pub(crate) fn encode(xattrs: &Xattrs) -> Result<Vec<u8>, XattrError> {
     Ok(body)
 }
 
+/// The attributes of a body that [`encode`] has made.
+pub(crate) fn decode(body: &[u8]) -> Xattrs {
+    let mut xattrs = Xattrs::new();
+    let mut rest = body.get(XATTR_HEADER_SIZE..).unwrap_or_default();
+    while let [name_len, name_index, size_low, size_high, bytes @ ..] = rest {
+        let name_len = usize::from(*name_len);
+        let end = name_len + usize::from(u16::from_le_bytes([*size_low, *size_high]));
+        let prefix = PREFIXES.iter().find(|(_, index)| index == name_index);
+        let (Some((prefix, _)), Some(bytes)) = (prefix, bytes.get(..end)) else { break };
+        let (name, value) = bytes.split_at(name_len);
+        xattrs.insert([prefix, name].concat(), value.to_vec());
+        let taken = (size_of::<XattrEntry>() + end).next_multiple_of(ALIGN);
+        rest = rest.get(taken..).unwrap_or_default();
+    }
+    xattrs
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +152,7 @@ mod tests {
         check(&set).unwrap();
         let body = encode(&set).unwrap();
         assert_eq!(body.len(), body_size(&set));
+        assert_eq!(decode(&body), set);
         assert_eq!(body.len(), 12 + 32 + 20 + 8);
         assert_eq!(usize::from(inode_count(body.len())), 1 + (body.len() - 12) / 4);
         assert_eq!(inode_count(0), 0);

@@ -1,138 +1,110 @@
-//! The hash tree, built while the data streams by.
+//! The hash tree over data whose leaf digests are known.
 //!
 //! Each data block's digest goes into a leaf block, 128 of them to a block; each leaf block's digest into the
 //! level above; until a level has one block, whose digest is the root. On the device the levels follow one
 //! another from the top down. Hash blocks are padded with zeros.
 //!
-//! Only the leaf digests are kept while data passes (32 bytes for 4096, so 8 MiB for a gigabyte); the other
-//! levels are made of them at the end. Batches of blocks are hashed on all processors.
+//! No level is held in memory: its digests are written to their place as those of the level below are read.
 
-use std::io::{self, Write};
-use std::thread;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 
 use sha2::{Digest, Sha256};
 
 use super::{DIGEST_SIZE, RootDigest, SALT};
-use crate::BLOCK_SIZE;
+use crate::layer::WriteError;
+use crate::{BLOCK_BYTES, BLOCK_SIZE};
 
-/// Data that is collected before it is hashed, in bytes.
-const BATCH: usize = 4 << 20;
-/// Least data that is worth a thread, in bytes.
-const PER_THREAD: usize = 256 << 10;
 /// Digests in a hash block.
-const FANOUT: usize = BLOCK_SIZE / DIGEST_SIZE;
+const FANOUT: u64 = 128;
+/// Bytes of digests that are read, padded, written and hashed at a time.
+const PIECE: usize = 256 << 10;
 
-/// Takes a device's data in pieces of any size and keeps the leaf level.
-pub struct HashTreeBuilder {
-    pending: Vec<u8>,
-    leaves: Vec<u8>,
-    threads: usize,
-}
-
-impl Default for HashTreeBuilder {
-    fn default() -> Self {
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        Self { pending: Vec::new(), leaves: Vec::new(), threads }
-    }
-}
-
-impl HashTreeBuilder {
-    /// Takes the next bytes of the data.
-    pub fn update(&mut self, mut data: &[u8]) {
-        while !data.is_empty() {
-            let (now, later) = data.split_at(data.len().min(BATCH - self.pending.len()));
-            self.pending.extend_from_slice(now);
-            data = later;
-            if self.pending.len() == BATCH {
-                self.hash_pending();
-            }
-        }
-    }
-
-    /// Ends the data, which is padded with zeros to a whole block, and makes the upper levels.
-    #[must_use]
-    pub fn finish(mut self) -> HashTree {
-        self.pending.resize(self.pending.len().next_multiple_of(BLOCK_SIZE), 0);
-        self.hash_pending();
-        let data_blocks = (self.leaves.len() / DIGEST_SIZE) as u64;
-        let mut digests = self.leaves;
-        let mut levels = Vec::new();
-        while digests.len() > DIGEST_SIZE {
-            digests.resize(digests.len().next_multiple_of(BLOCK_SIZE), 0);
-            let above = hash_blocks(&digests, self.threads);
-            levels.push(std::mem::replace(&mut digests, above));
-        }
-        levels.reverse();
-        let mut root = [0; DIGEST_SIZE];
-        root[..digests.len()].copy_from_slice(&digests);
-        HashTree { root: RootDigest(root), data_blocks, levels }
-    }
-
-    fn hash_pending(&mut self) {
-        self.leaves.extend_from_slice(&hash_blocks(&self.pending, self.threads));
-        self.pending.clear();
-    }
-}
-
-/// A finished hash tree.
+/// Where the levels of a hash tree lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HashTree {
-    root: RootDigest,
     data_blocks: u64,
-    /// Top level first, each a whole number of blocks.
-    levels: Vec<Vec<u8>>,
+    /// Blocks in each level, the leaves' first; none over a single data block, whose digest is the root.
+    levels: Vec<u64>,
 }
 
 impl HashTree {
-    /// The root digest; all zero over no data at all, which the kernel refuses to map.
+    /// The tree over `data_blocks` blocks of 4096 bytes.
     #[must_use]
-    pub fn root(&self) -> RootDigest {
-        self.root
+    pub fn new(data_blocks: u64) -> Self {
+        let below = |&blocks: &u64| (blocks > 1).then(|| blocks.div_ceil(FANOUT));
+        Self { data_blocks, levels: std::iter::successors(below(&data_blocks), below).collect() }
     }
 
-    /// Number of data blocks under the tree.
-    #[must_use]
-    pub fn data_blocks(&self) -> u64 {
-        self.data_blocks
-    }
-
-    /// Bytes of the tree on the device; 0 over a single data block, whose digest is the root.
+    /// Bytes of the tree on the device; 0 over a single data block.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.levels.iter().map(|level| level.len() as u64).sum()
+        self.levels.iter().sum::<u64>() * BLOCK_BYTES
     }
 
-    /// Writes the tree as it lies on the device.
+    /// Byte offset in the tree at which a level begins.
+    fn start(&self, level: usize) -> u64 {
+        self.levels[level + 1..].iter().sum::<u64>() * BLOCK_BYTES
+    }
+
+    /// Writes the tree to `file` from byte `offset` on, and returns the root digest. `leaves` reads the data
+    /// blocks' digests, which lie one behind the other, from a byte position on. `file` is open for reading
+    /// too: the levels above the leaves are made of what was written.
     ///
     /// # Errors
-    /// When `out` fails.
-    pub fn write_to(&self, mut out: impl Write) -> io::Result<()> {
-        self.levels.iter().try_for_each(|level| out.write_all(level))
+    /// When `leaves` or the file fails.
+    pub(crate) fn write(
+        &self,
+        file: &File,
+        offset: u64,
+        leaves: impl Fn(u64, &mut [u8]) -> io::Result<()>,
+    ) -> Result<RootDigest, WriteError> {
+        let mut root = [0; DIGEST_SIZE];
+        if self.levels.is_empty() && self.data_blocks > 0 {
+            leaves(0, &mut root).map_err(WriteError::Spool)?;
+        }
+        let mut buffer = vec![0; PIECE];
+        let mut digests = vec![0; PIECE / BLOCK_SIZE * DIGEST_SIZE];
+        let mut count = self.data_blocks;
+        for (level, &blocks) in self.levels.iter().enumerate() {
+            let start = offset + self.start(level);
+            let length = count * DIGEST_SIZE as u64;
+            for position in (0..blocks * BLOCK_BYTES).step_by(PIECE) {
+                let piece = part(&mut buffer, blocks * BLOCK_BYTES - position);
+                piece.fill(0);
+                let known = part(piece, length - position);
+                match level {
+                    0 => leaves(position, known).map_err(WriteError::Spool)?,
+                    _ => file.read_exact_at(known, start + position).map_err(WriteError::Output)?,
+                }
+                file.write_all_at(piece, start + position).map_err(WriteError::Output)?;
+                let digests = &mut digests[..piece.len() / BLOCK_SIZE * DIGEST_SIZE];
+                hash_blocks(piece, digests);
+                if blocks == 1 {
+                    root.copy_from_slice(digests);
+                } else {
+                    let above = offset + self.start(level + 1) + position / FANOUT;
+                    file.write_all_at(digests, above).map_err(WriteError::Output)?;
+                }
+            }
+            count = blocks;
+        }
+        Ok(RootDigest(root))
     }
 }
 
-/// Digests of whole blocks, one behind the other.
-fn hash_blocks(data: &[u8], threads: usize) -> Vec<u8> {
-    let mut digests = vec![0; data.len() / BLOCK_SIZE * DIGEST_SIZE];
-    let threads = threads.min(data.len() / PER_THREAD).max(1);
-    let share = (data.len() / BLOCK_SIZE).div_ceil(threads).max(1);
-    let shares = || data.chunks(share * BLOCK_SIZE);
-    let mut places = digests.chunks_mut(share * DIGEST_SIZE);
-    thread::scope(|scope| {
-        let own = shares().next().zip(places.next());
-        for (data, place) in shares().skip(1).zip(places) {
-            scope.spawn(move || hash_share(data, place));
-        }
-        if let Some((data, place)) = own {
-            hash_share(data, place);
-        }
-    });
-    digests
+/// The first bytes of `buffer`, `length` of them or all.
+fn part(buffer: &mut [u8], length: u64) -> &mut [u8] {
+    let length = usize::try_from(length).unwrap_or(usize::MAX).min(buffer.len());
+    &mut buffer[..length]
 }
 
-fn hash_share(data: &[u8], digests: &mut [u8]) {
+/// Writes the digests of whole blocks, one behind the other, to `digests`, which has 32 bytes for each block.
+pub fn hash_blocks(data: &[u8], digests: &mut [u8]) {
     for (block, digest) in data.chunks_exact(BLOCK_SIZE).zip(digests.chunks_exact_mut(DIGEST_SIZE)) {
         digest.copy_from_slice(&Sha256::new().chain_update(SALT).chain_update(block).finalize());
     }
 }
 
-const _: () = assert!(FANOUT == 128 && BATCH.is_multiple_of(BLOCK_SIZE));
+const _: () = assert!(FANOUT as usize == BLOCK_SIZE / DIGEST_SIZE && PIECE.is_multiple_of(BLOCK_SIZE));

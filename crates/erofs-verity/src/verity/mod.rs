@@ -7,7 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-pub use hash_tree::{HashTree, HashTreeBuilder};
+pub use hash_tree::{HashTree, hash_blocks};
 pub use superblock::{SUPERBLOCK_SIZE, Superblock, SuperblockError};
 
 mod hash_tree;
