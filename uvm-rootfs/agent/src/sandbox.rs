@@ -100,6 +100,8 @@ impl Sandbox {
             )));
         }
         let storages = Storages::parse(&request.storages)?;
+        // A container that is asked for meanwhile waits until the pod is whole.
+        let _files = self.files.write().await;
         if std::mem::replace(&mut self.state().created, true) {
             return Err(AgentError::Exists("the sandbox exists already".to_owned()));
         }

@@ -17,7 +17,8 @@ use uvm_agent::layers::dm::DeviceMapper;
 use uvm_agent::layers::mount::unmount;
 use uvm_agent::scratch::{self, Device, Disks};
 
-const SIZE: u64 = 192 << 20;
+/// Three block groups of the file system: the first, one that is uninitialised, the last.
+const SIZE: u64 = 320 << 20;
 const BLOCK: usize = 4096;
 const CANARY: &[u8] = b"this text must never reach the host's disk in the clear";
 const MEMORY_DISK: &str = "/dev/ram0";
@@ -58,7 +59,7 @@ impl Host {
     /// What was written to it, holes left out.
     fn written(&self) -> Vec<u8> {
         let content = self.content();
-        content.chunks(BLOCK).filter(|block| block.iter().any(|byte| *byte != 0)).flatten().copied().collect()
+        content.chunks(BLOCK).filter(|block| **block != [0; BLOCK]).collect::<Vec<_>>().concat()
     }
 
     fn bytes_on_disk(&self) -> u64 {
@@ -93,10 +94,6 @@ fn drop_caches() {
     fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
 }
 
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|window| window == needle)
-}
-
 /// Reads a block of `device`, past the page cache.
 fn read_block(device: &Device, block: u64) -> io::Result<Vec<u8>> {
     let node = File::open(&device.node)?;
@@ -126,7 +123,9 @@ fn changed_sectors_are_read_errors() {
     let host = Host::new();
     let device = host.assemble();
     assert_eq!(host.bytes_on_disk(), 0, "making the device writes nothing");
+    let before = complaints();
     assert!(read_block(&device, 7).is_err(), "what was never written cannot be read");
+    assert!(complaints() > before, "the kernel says so");
 
     write_block(&device, 7, b'a');
     write_block(&device, 8, b'b');
@@ -134,7 +133,7 @@ fn changed_sectors_are_read_errors() {
     let content = host.content();
     let block = |index: usize| &content[index * BLOCK..][..BLOCK];
     let written: Vec<usize> =
-        (0..content.len() / BLOCK).filter(|index| block(*index).iter().any(|byte| *byte != 0)).collect();
+        (0..content.len() / BLOCK).filter(|index| *block(*index) != [0; BLOCK]).collect();
     // One block of tags, then the two blocks of data.
     let [_, a, b] = written[..] else { panic!("blocks {written:?} are written, expected three") };
 
@@ -198,14 +197,75 @@ fn files_are_kept_and_hidden() {
     for (index, path) in paths.iter().enumerate() {
         assert_eq!(fs::read(path).unwrap(), content_of(index), "{}", path.display());
     }
+    let used = 4096 * 1500 * 2;
+    assert!(host.bytes_on_disk() < used + (8 << 20), "{} bytes on the host's disk", host.bytes_on_disk());
+
+    odd_files(root);
     assert_eq!(complaints(), before, "the kernel read what was never written:\n{}", run("dmesg", &[]));
 
     let content = host.written();
-    assert!(!contains(&content, CANARY) && !contains(&content, b"directory-"), "the host can read");
-    let used = 4096 * 1500 * 2;
-    assert!(host.bytes_on_disk() < used + (8 << 20), "{} bytes on the host's disk", host.bytes_on_disk());
+    for secret in [CANARY, b"directory-"] {
+        assert_eq!(memchr::memmem::find(&content, secret), None, "the host can read {secret:?}");
+    }
     unmount(target.path()).unwrap();
     host.release(&device);
+}
+
+/// What else takes blocks: holes, preallocation, long links, attributes, a directory with an index, direct writes.
+fn odd_files(root: &Path) {
+    let directory = root.join("odd");
+    fs::create_dir(&directory).unwrap();
+    let sparse =
+        File::options().read(true).write(true).create_new(true).open(directory.join("sparse")).unwrap();
+    // Enough pieces for a tree of extents that is two levels deep.
+    for piece in 0..2000_u64 {
+        sparse.write_all_at(b"piece", piece * 40_000).unwrap();
+    }
+    let reserved = File::create_new(directory.join("reserved")).unwrap();
+    rustix::fs::fallocate(&reserved, rustix::fs::FallocateFlags::empty(), 0, 4 << 20).unwrap();
+    reserved.write_all_at(b"within", 1_000_001).unwrap();
+    let link = "/".repeat(3000);
+    std::os::unix::fs::symlink(&link, directory.join("link")).unwrap();
+    let attribute = [7; 3500];
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(directory.join("sparse"), "user.large", &attribute, flags).unwrap();
+    let names = directory.join("names");
+    fs::create_dir(&names).unwrap();
+    for index in 0..3000 {
+        fs::hard_link(directory.join("reserved"), names.join(format!("{index:0200}"))).unwrap();
+    }
+    run(
+        "dd",
+        &[
+            "if=/dev/zero",
+            "bs=4096",
+            "seek=3",
+            "count=5",
+            "oflag=direct",
+            &format!("of={}", directory.join("direct").display()),
+        ],
+    );
+
+    drop_caches();
+    let mut found = [0; 5];
+    for piece in 0..2000_u64 {
+        sparse.read_exact_at(&mut found, piece * 40_000).unwrap();
+        assert_eq!(&found, b"piece");
+    }
+    let mut whole = fs::read(directory.join("reserved")).unwrap();
+    assert_eq!(whole.len(), 4 << 20);
+    whole
+        .drain(1_000_001..1_000_007)
+        .zip(b"within")
+        .for_each(|(found, expected)| assert_eq!(found, *expected));
+    assert!(whole.iter().all(|byte| *byte == 0), "preallocated space is zeros");
+    assert_eq!(fs::read_link(directory.join("link")).unwrap().to_str().unwrap(), link);
+    let mut value = [0; 4096];
+    let length = rustix::fs::getxattr(directory.join("sparse"), "user.large", &mut value[..]).unwrap();
+    assert_eq!(value[..length], attribute);
+    assert_eq!(fs::read_dir(&names).unwrap().count(), 3000);
+    assert_eq!(fs::read(directory.join("direct")).unwrap(), [0; 8 * BLOCK]);
+    fs::remove_dir_all(&directory).unwrap();
 }
 
 /// Up to two blocks of text, ending within a block.
