@@ -11,15 +11,16 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use erofs_verity::layer::Layer;
+use erofs_verity::layer::{self, Layer};
 use erofs_verity::verity::{RootDigest, Superblock};
 use serde::Deserialize;
 
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::store::{Description, LayerPin, Store};
-use crate::verity::{self, BLOCK_BYTES};
 
+/// Bytes in a block.
+const BLOCK_BYTES: u64 = 4096;
 /// Longest metadata file that is read, in bytes.
 const MAX_METADATA_BYTES: u64 = 4096;
 /// Where the erofs superblock is, and its magic number (`EROFS_SUPER_OFFSET`, `EROFS_SUPER_MAGIC_V1`).
@@ -58,8 +59,8 @@ pub fn adopt(store: &Arc<Store>, path: &Path, diff_id: Digest) -> Result<LayerPi
     })?;
     let staged = store.stage()?;
     copy(file, staged.file(), data_blocks).map_err(Error::file("copy", path))?;
-    verity::verify(staged.file(), data_blocks, root).map_err(|error| inconsistent(error.to_string()))?;
-    let length = verity::layer_length(data_blocks).unwrap_or(u64::MAX);
+    layer::verify(staged.file(), data_blocks, root).map_err(|error| inconsistent(error.to_string()))?;
+    let length = layer::length(data_blocks).unwrap_or(u64::MAX);
     let layer = Layer { root, data_blocks, tree_offset: (data_blocks + 1) * BLOCK_BYTES, length };
     store.publish(staged, Description::new(&layer, Some(diff_id)), None)
 }
@@ -94,7 +95,7 @@ fn check(file: &mut File, hash_offset: u64) -> Result<u64, Refusal> {
     let form = |what: String| Err(Refusal::Form(what));
     let length = file.metadata()?.len();
     let data_blocks = hash_offset / BLOCK_BYTES;
-    let needed = verity::layer_length(data_blocks).unwrap_or(u64::MAX);
+    let needed = layer::length(data_blocks).unwrap_or(u64::MAX);
     if !hash_offset.is_multiple_of(BLOCK_BYTES) || data_blocks == 0 || needed > length {
         let expected = format!("a multiple of {BLOCK_BYTES} with a hash tree behind it in {length} bytes");
         return form(format!("hashoffset: expected {expected}, found {hash_offset}"));
@@ -122,7 +123,7 @@ fn copy(mut from: File, mut to: &File, data_blocks: u64) -> io::Result<()> {
     io::copy(&mut (&from).take(data_blocks * BLOCK_BYTES), &mut to)?;
     to.write_all(&Superblock { data_blocks }.to_block())?;
     from.seek(SeekFrom::Current(BLOCK_BYTES.cast_signed()))?;
-    let length = verity::layer_length(data_blocks).unwrap_or(u64::MAX);
+    let length = layer::length(data_blocks).unwrap_or(u64::MAX);
     io::copy(&mut from.take(length - (data_blocks + 1) * BLOCK_BYTES), &mut to)?;
     Ok(())
 }

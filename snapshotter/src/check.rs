@@ -5,7 +5,6 @@ use std::path::Path;
 
 use crate::error::Error;
 use crate::store::{Description, Store, layer};
-use crate::verity;
 
 /// Verifies every layer of the store, in order; tells of each what it is or what is wrong with it.
 pub fn layers(store: &Store) -> impl Iterator<Item = (u64, Result<Description, Error>)> {
@@ -20,7 +19,7 @@ pub fn layer(directory: &Path) -> Result<Description, Error> {
     let description = Description::read(directory)?;
     let path = directory.join(layer::FILE);
     let file = File::open(&path).map_err(Error::file("open", &path))?;
-    verity::verify(&file, description.data_blocks, description.root()?)
+    erofs_verity::layer::verify(&file, description.data_blocks, description.root()?)
         .map_err(|error| Error::Inconsistent { path, what: error.to_string() })?;
     Ok(description)
 }

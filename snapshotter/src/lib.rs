@@ -26,7 +26,6 @@ pub mod oci;
 pub mod serve;
 pub mod service;
 pub mod store;
-pub mod verity;
 
 /// gRPC header in which containerd's clients name their namespace.
 pub const NAMESPACE_HEADER: &str = "containerd-namespace";
