@@ -105,7 +105,8 @@ impl Sandbox {
             rustix::system::sethostname(name.as_bytes()).doing(|| "set the host name".to_owned())?;
         }
         fs::create_dir_all(paths::SANDBOX_SHM).doing(|| format!("make {}", paths::SANDBOX_SHM))?;
-        mount::tmpfs(Path::new(paths::SANDBOX_SHM), &format!("mode=1777,size={shm}"))?;
+        let options = [("mode", "1777".to_owned()), ("size", shm.to_string())];
+        mount::tmpfs(Path::new(paths::SANDBOX_SHM), &options)?;
         let resolver = Path::new(paths::SANDBOX).join("resolv.conf");
         fs::write(&resolver, dns).doing(|| format!("write {}", resolver.display()))
     }

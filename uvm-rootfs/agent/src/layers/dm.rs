@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use agent_protocol::storage::VerityInfo;
 
 use crate::error::{AgentError, Context, Result};
+use crate::expectation::OnCorruption;
 
 /// `struct dm_ioctl`, the head of every request and answer.
 #[repr(C)]
@@ -42,6 +43,7 @@ const _: () = assert!(std::mem::offset_of!(Header, name) == 48);
 
 /// Most bytes of a request: one target and its parameters.
 const BUFFER: usize = 2048;
+type Buffer = [u8; BUFFER];
 const READ_ONLY: u32 = 1;
 const SECTOR: u64 = 512;
 const BLOCK: u64 = 4096;
@@ -55,6 +57,8 @@ enum Command {
     /// Without the suspend flag: make the loaded table live.
     Resume = 6,
     Load = 9,
+    /// Without the flag that asks for the table: its targets' states.
+    Status = 12,
 }
 
 impl Command {
@@ -81,16 +85,20 @@ pub fn linear(disk: &str, offset: u64, length: u64) -> Table {
 }
 
 /// dm-verity over the layer on `device` ("major:minor"), which holds data and hash tree. A block that does not
-/// match the tree is a read error.
+/// match the tree is a read error or a panic.
 #[must_use]
-pub fn verity(device: &str, info: &VerityInfo) -> Table {
-    let parameters = format!(
+pub fn verity(device: &str, info: &VerityInfo, on_corruption: OnCorruption) -> Table {
+    let mut parameters = format!(
         "1 {device} {device} {BLOCK} {BLOCK} {} {} {} {} {SALT}",
         info.blocknum,
         info.offset / BLOCK,
         info.hashtype,
         info.hash
     );
+    match on_corruption {
+        OnCorruption::Fail => {}
+        OnCorruption::Panic => parameters += " 1 panic_on_corruption",
+    }
     Table { target: "verity", sectors: info.blocknum.saturating_mul(BLOCK / SECTOR), parameters }
 }
 
@@ -152,23 +160,46 @@ impl DeviceMapper {
         self.call(Command::Remove, name, None).map(|_| ())
     }
 
+    /// Whether a verity device has met a block that does not match its tree.
+    ///
+    /// # Errors
+    /// If there is no such device.
+    pub fn verity_has_failed(&self, name: &str) -> Result<bool> {
+        let mut buffer = request(Command::Status, name, None)?;
+        self.ioctl(Command::Status, name, &mut buffer)?;
+        // The status of a verity target is a letter: V as long as all was valid, C after corruption.
+        match status(&buffer) {
+            Some(b"V") => Ok(false),
+            Some(b"C") => Ok(true),
+            other => Err(AgentError::Runtime(format!(
+                "device-mapper status of {name}: expected V or C, found {:?}",
+                other.map(String::from_utf8_lossy)
+            ))),
+        }
+    }
+
     fn call(&self, command: Command, name: &str, table: Option<&Table>) -> Result<Header> {
         let mut buffer = request(command, name, table)?;
+        self.ioctl(command, name, &mut buffer)?;
+        Ok(header_of(&buffer))
+    }
+
+    fn ioctl(&self, command: Command, name: &str, buffer: &mut Buffer) -> Result<()> {
         // SAFETY: `buffer` starts with a Header whose data_size is its length (see the module), and outlives the call.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), command.number(), buffer.as_mut_ptr()) };
         if result != 0 {
             let error = std::io::Error::last_os_error();
             return Err(error).doing(|| format!("device-mapper {command:?} of {name}"));
         }
-        Ok(header_of(&buffer))
+        Ok(())
     }
 }
 
 /// The request as bytes: header, then for a table the target's description and parameters.
-fn request(command: Command, name: &str, table: Option<&Table>) -> Result<Vec<u8>> {
+fn request(command: Command, name: &str, table: Option<&Table>) -> Result<Buffer> {
     let too_long =
         || AgentError::Invalid(format!("device-mapper request for {name} is longer than {BUFFER} bytes"));
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = [0; BUFFER];
     let mut put = |at: usize, bytes: &[u8]| -> Result<()> {
         buffer.get_mut(at..at + bytes.len()).ok_or_else(too_long)?.copy_from_slice(bytes);
         Ok(())
@@ -192,9 +223,17 @@ fn request(command: Command, name: &str, table: Option<&Table>) -> Result<Vec<u8
     Ok(buffer)
 }
 
-fn header_of(buffer: &[u8]) -> Header {
+fn header_of(buffer: &Buffer) -> Header {
     // SAFETY: the buffer is longer than a Header, every bit pattern is a Header, and the read needs no alignment.
     unsafe { buffer.as_ptr().cast::<Header>().read_unaligned() }
+}
+
+/// The words after the first target's description in an answer.
+fn status(buffer: &Buffer) -> Option<&[u8]> {
+    let header = header_of(buffer);
+    let start = usize::try_from(header.data_start).ok().filter(|_| header.target_count > 0)?;
+    let text = buffer.get(start.checked_add(TARGET)?..)?;
+    text.split(|byte| *byte == 0).next()
 }
 
 #[cfg(test)]
@@ -208,10 +247,24 @@ mod tests {
             Table { target: "linear", sectors: 40, parameters: "254:16 16".to_owned() }
         );
         let info = VerityInfo::sha256(&"ab".repeat(32), 3);
-        let table = verity("253:0", &info);
+        let table = verity("253:0", &info, OnCorruption::Fail);
         assert_eq!((table.target, table.sectors), ("verity", 24));
         let expected = format!("1 253:0 253:0 4096 4096 3 4 sha256 {} {}", "ab".repeat(32), "00".repeat(32));
         assert_eq!(table.parameters, expected);
+        let table = verity("253:0", &info, OnCorruption::Panic);
+        assert_eq!(table.parameters, format!("{expected} 1 panic_on_corruption"));
+    }
+
+    #[test]
+    fn a_status_is_what_follows_the_targets_description() {
+        let mut buffer = request(Command::Status, "uvm-x", None).unwrap();
+        assert_eq!(status(&buffer), None);
+        buffer[20] = 1;
+        buffer[HEADER + TARGET..HEADER + TARGET + 2].copy_from_slice(b"C\0");
+        assert_eq!(status(&buffer), Some(&b"C"[..]));
+        // An answer that would lie outside.
+        buffer[16..20].copy_from_slice(&u32::MAX.to_ne_bytes());
+        assert_eq!(status(&buffer), None);
     }
 
     #[test]

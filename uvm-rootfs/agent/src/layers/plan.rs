@@ -1,199 +1,138 @@
-//! From the storages of a CreateContainer request to a mounted root file system, and back.
+//! The storages of one container, checked as a whole.
 //!
-//! The storages must be exactly the container's layers, bottom first, each at its place and with its verity root
-//! hash, followed by the one overlay that stacks them: the shape is checked before anything is mounted. Every
-//! step records how it is undone; [`Layers::undo`] goes back in reverse, and what cannot be undone stays recorded
-//! and is an error, so that a second attempt knows where it stands.
+//! First the volumes that the container uses, then exactly its layers, bottom first, and at last the one overlay
+//! that stacks them. Places follow from names and root hashes; nothing may be named twice.
 
-pub mod dm;
-pub mod mount;
-
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::collections::HashSet;
 
 use agent_protocol::paths;
 use agent_protocol::rpc::agent::Storage;
-use agent_protocol::storage::{LayerStorage, MAX_LAYERS, OverlayStorage};
+use agent_protocol::storage::{LayerStorage, MAX_LAYERS, OverlayStorage, VolumeStorage};
 
-use crate::error::{AgentError, Context, Result};
-use dm::DeviceMapper;
+use crate::error::{AgentError, Result};
 
-/// Where the writable parts of root file systems live, in guest memory.
-const UPPER: &str = "/run/uvm/upper";
+/// Most volumes of one container, well above what pods have.
+const MAX_VOLUMES: usize = 128;
 
-/// A container's mounted storages.
-#[derive(Debug, Default)]
-pub struct Layers {
-    done: Vec<Step>,
-}
-
-/// Something done, named by what undoes it.
-#[derive(Debug, PartialEq, Eq)]
-enum Step {
-    Directory(PathBuf),
-    Mount(PathBuf),
-    Device(String),
-}
-
-/// The storages of one container, checked as a whole.
+/// The storages of one container.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
-    layers: Vec<LayerStorage>,
-    rootfs: String,
+    /// What it shares with the other containers of the pod.
+    pub volumes: Vec<VolumeStorage>,
+    /// The layers of its root file system, bottom first.
+    pub layers: Vec<LayerStorage>,
+    /// Where its root file system is mounted.
+    pub rootfs: String,
 }
 
 impl Plan {
-    /// Checks that `storages` are the layers of `container` and their overlay.
+    /// Checks that `storages` are the volumes and layers of `container` and the layers' overlay.
     ///
     /// # Errors
     /// Names the first storage that is out of place.
     pub fn parse(container: &str, storages: &[Storage]) -> Result<Self> {
-        let Some((last, first)) = storages.split_last() else {
-            return Err(AgentError::Invalid("no storages: expected layers and an overlay".to_owned()));
+        let end = storages.iter().take_while(|storage| VolumeStorage::is_volume(storage)).count();
+        let (volumes, rest) = storages.split_at(end);
+        if volumes.len() > MAX_VOLUMES {
+            return Err(invalid(format!("{} volumes: expected at most {MAX_VOLUMES}", volumes.len())));
+        }
+        let volumes = volumes.iter().map(VolumeStorage::parse).collect::<std::result::Result<Vec<_>, _>>()?;
+        let Some((last, first)) = rest.split_last() else {
+            return Err(invalid("no storages: expected layers and an overlay"));
         };
         if first.is_empty() || first.len() > MAX_LAYERS {
-            return Err(AgentError::Invalid(format!("{} layers: expected 1 to {MAX_LAYERS}", first.len())));
+            return Err(invalid(format!("{} layers: expected 1 to {MAX_LAYERS}", first.len())));
         }
         let layers = first.iter().map(LayerStorage::parse).collect::<std::result::Result<Vec<_>, _>>()?;
-        for (index, layer) in layers.iter().enumerate() {
-            expect_at("layer", &layer.mount_point, &paths::layer(container, index))?;
-        }
         let overlay = OverlayStorage::parse(last)?;
         let rootfs = paths::rootfs(container);
-        expect_at("overlay", &overlay.mount_point, &rootfs)?;
-        let stacked: Vec<&str> = layers.iter().rev().map(|layer| layer.mount_point.as_str()).collect();
-        if overlay.lower != stacked {
-            return Err(AgentError::Invalid(
-                "the overlay does not stack exactly the layers, top first".to_owned(),
-            ));
+        if overlay.mount_point != rootfs {
+            return Err(invalid(format!("overlay at {}: expected {rootfs}", overlay.mount_point)));
         }
-        Ok(Self { layers, rootfs })
+        let places = volumes.iter().map(VolumeStorage::mount_point);
+        let places: Vec<String> = places.chain(layers.iter().map(LayerStorage::mount_point)).collect();
+        let mut seen = HashSet::new();
+        if let Some(twice) = places.iter().find(|place| !seen.insert(place.as_str())) {
+            return Err(invalid(format!("storage at {twice}: named twice")));
+        }
+        if !overlay.lower.iter().eq(places.iter().skip(volumes.len()).rev()) {
+            return Err(invalid("the overlay does not stack exactly the layers, top first"));
+        }
+        Ok(Self { volumes, layers, rootfs })
     }
 }
 
-fn expect_at(what: &str, found: &str, expected: &str) -> Result<()> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(AgentError::Invalid(format!("{what} at {found}: expected {expected}")))
-}
-
-impl Layers {
-    /// Mounts what `plan` says for `container`. Device files on the result are dead unless `devices` is set.
-    ///
-    /// # Errors
-    /// Says which step failed; the caller then undoes the steps before it.
-    pub async fn mount(&mut self, container: &str, plan: &Plan, devices: bool) -> Result<()> {
-        let mapper = DeviceMapper::open()?;
-        for layer in &plan.layers {
-            self.mount_layer(&mapper, layer).await?;
-        }
-        let upper = Path::new(UPPER).join(container);
-        self.directory(&upper)?;
-        mount::tmpfs(&upper, "mode=0755")?;
-        self.done.push(Step::Mount(upper.clone()));
-        let (writes, work) = (upper.join("upper"), upper.join("work"));
-        for directory in [&writes, &work] {
-            // They go with the tmpfs.
-            fs::create_dir(directory).doing(|| format!("make {}", directory.display()))?;
-        }
-        let rootfs = PathBuf::from(&plan.rootfs);
-        self.directory(&rootfs)?;
-        let lower: Vec<&str> = plan.layers.iter().rev().map(|layer| layer.mount_point.as_str()).collect();
-        mount::overlay(&lower, &writes, &work, &rootfs, devices)?;
-        self.done.push(Step::Mount(rootfs));
-        Ok(())
-    }
-
-    async fn mount_layer(&mut self, mapper: &DeviceMapper, layer: &LayerStorage) -> Result<()> {
-        let end = layer.offset.saturating_add(layer.length);
-        let disk = mount::wait_for_disk(&layer.device, end).await?;
-        let slice = mapper.create(&dm::linear(&disk, layer.offset, layer.length))?;
-        self.done.push(Step::Device(slice.name.clone()));
-        let verified = mapper.create(&dm::verity(&slice.number, &layer.verity))?;
-        self.done.push(Step::Device(verified.name.clone()));
-        let target = PathBuf::from(&layer.mount_point);
-        self.directory(&target)?;
-        mount::erofs(&verified.node, &target)?;
-        self.done.push(Step::Mount(target));
-        Ok(())
-    }
-
-    /// Makes a directory and records those of its parents that are new.
-    fn directory(&mut self, path: &Path) -> Result<()> {
-        let missing: Vec<&Path> = path.ancestors().take_while(|parent| !parent.exists()).collect();
-        for directory in missing.into_iter().rev() {
-            fs::create_dir(directory).doing(|| format!("make {}", directory.display()))?;
-            self.done.push(Step::Directory(directory.to_owned()));
-        }
-        Ok(())
-    }
-
-    /// Undoes everything, last step first. It may be called again after a failure.
-    ///
-    /// # Errors
-    /// If a step cannot be undone; it and those before it remain.
-    pub fn undo(&mut self) -> Result<()> {
-        while let Some(step) = self.done.last() {
-            match step {
-                Step::Mount(target) => mount::unmount(target)?,
-                Step::Device(name) => DeviceMapper::open()?.remove(name)?,
-                Step::Directory(path) => remove_if_empty(path)?,
-            }
-            self.done.pop();
-        }
-        Ok(())
-    }
-}
-
-/// Directories above a container's own are shared: the last one to leave removes them.
-fn remove_if_empty(path: &Path) -> Result<()> {
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        result => result.doing(|| format!("remove {}", path.display())),
-    }
+fn invalid(message: impl Into<String>) -> AgentError {
+    AgentError::Invalid(message.into())
 }
 
 #[cfg(test)]
 mod tests {
-    use agent_protocol::storage::VerityInfo;
+    use agent_protocol::storage::{Medium, VerityInfo};
 
     use super::*;
 
-    fn storages() -> Vec<Storage> {
-        let layer = |index: usize| LayerStorage {
+    fn layer(hash: &str) -> LayerStorage {
+        LayerStorage {
             device: "/dev/vdb".to_owned(),
             offset: 0,
             length: 16384,
-            verity: VerityInfo::sha256(&"0".repeat(64), 2),
-            mount_point: paths::layer("c1", index),
-        };
-        let overlay = OverlayStorage {
-            lower: vec![paths::layer("c1", 1), paths::layer("c1", 0)],
-            mount_point: paths::rootfs("c1"),
-        };
-        vec![layer(0).to_message().unwrap(), layer(1).to_message().unwrap(), overlay.to_message()]
+            verity: VerityInfo::sha256(&hash.repeat(32), 2),
+        }
+    }
+
+    fn place(hash: &str) -> String {
+        layer(hash).mount_point()
+    }
+
+    /// Two volumes, two layers, their overlay.
+    fn storages() -> Vec<Storage> {
+        let volume = |name: &str, medium| VolumeStorage { name: name.to_owned(), medium, group: None };
+        let overlay =
+            OverlayStorage { lower: vec![place("bb"), place("aa")], mount_point: paths::rootfs("c1") };
+        vec![
+            volume("v", Medium::Local).to_message().unwrap(),
+            volume("v", Medium::Memory { size: None }).to_message().unwrap(),
+            layer("aa").to_message().unwrap(),
+            layer("bb").to_message().unwrap(),
+            overlay.to_message(),
+        ]
     }
 
     #[test]
     fn the_expected_shape_is_accepted() {
         let plan = Plan::parse("c1", &storages()).unwrap();
-        assert_eq!((plan.layers.len(), plan.rootfs.as_str()), (2, "/run/kata-containers/c1/rootfs"));
+        assert_eq!((plan.volumes.len(), plan.layers.len()), (2, 2));
+        assert_eq!(plan.rootfs, "/run/kata-containers/c1/rootfs");
+        assert!(Plan::parse("c1", &storages()[2..]).unwrap().volumes.is_empty());
     }
 
     #[test]
-    fn reordered_missing_extra_and_foreign_storages_are_refused() {
+    fn reordered_missing_repeated_and_foreign_storages_are_refused() {
         type Change = fn(&mut Vec<Storage>);
-        let changes: [Change; 8] = [
+        let changes: [Change; 16] = [
             Vec::clear,
-            |all| all.swap(0, 1),
-            |all| drop(all.remove(0)),
+            |all| all.truncate(2),
+            // Layers in another order, one missing, one more, one twice.
+            |all| all.swap(2, 3),
             |all| drop(all.remove(2)),
-            |all| all.insert(0, all[0].clone()),
-            |all| all.push(all[2].clone()),
-            |all| all[2].options = vec!["lowerdir=/run/uvm/layers/c1/0:/run/uvm/layers/c1/1".to_owned()],
-            |all| all[2].mount_point = "/run/kata-containers/c2/rootfs".to_owned(),
+            |all| all.insert(2, layer("cc").to_message().unwrap()),
+            |all| {
+                all.insert(2, all[2].clone());
+                all[5].options = vec![format!("lowerdir={}:{}:{}", place("bb"), place("aa"), place("aa"))];
+            },
+            // No overlay, two of them, one of another order, of another container, of foreign places.
+            |all| drop(all.remove(4)),
+            |all| all.push(all[4].clone()),
+            |all| all[4].options = vec![format!("lowerdir={}:{}", place("aa"), place("bb"))],
+            |all| all[4].options = vec![format!("lowerdir={}:{}:/etc", place("bb"), place("aa"))],
+            |all| all[4].mount_point = paths::rootfs("c2"),
+            |all| all[2].mount_point = place("cc"),
+            |all| all[2].mount_point = "/run/uvm/layers/c1/0".to_owned(),
+            // Volumes behind layers, twice, of another kind.
+            |all| all.swap(1, 2),
+            |all| all[1] = all[0].clone(),
+            |all| all[1].driver = "virtio-fs".to_owned(),
         ];
         for (at, change) in changes.into_iter().enumerate() {
             let mut changed = storages();
@@ -204,13 +143,27 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_undone_in_reverse_unless_in_use() {
-        let root = tempfile::tempdir().unwrap();
-        let mut layers = Layers::default();
-        layers.directory(&root.path().join("a/b")).unwrap();
-        assert_eq!(layers.done.len(), 2);
-        fs::write(root.path().join("a/other"), "").unwrap();
-        layers.undo().unwrap();
-        assert!(root.path().join("a/other").exists() && !root.path().join("a/b").exists());
+    fn numbers_are_bounded() {
+        let volume = |number: usize| {
+            let name = format!("v{number}");
+            VolumeStorage { name, medium: Medium::Local, group: None }.to_message().unwrap()
+        };
+        let with = |count: usize| (0..count).map(volume).chain(storages().drain(2..)).collect::<Vec<_>>();
+        assert!(Plan::parse("c1", &with(MAX_VOLUMES)).is_ok());
+        assert!(Plan::parse("c1", &with(MAX_VOLUMES + 1)).is_err());
+        let layers: Vec<LayerStorage> = (0..=MAX_LAYERS)
+            .map(|at| {
+                let verity = VerityInfo::sha256(&format!("{at:064x}"), 2);
+                LayerStorage { verity, ..layer("aa") }
+            })
+            .collect();
+        let with = |count: usize| {
+            let lower = layers[..count].iter().rev().map(LayerStorage::mount_point).collect();
+            let overlay = OverlayStorage { lower, mount_point: paths::rootfs("c1") };
+            let layers = layers[..count].iter().map(|layer| layer.to_message().unwrap());
+            layers.chain([overlay.to_message()]).collect::<Vec<_>>()
+        };
+        assert!(Plan::parse("c1", &with(MAX_LAYERS)).is_ok());
+        assert!(Plan::parse("c1", &with(MAX_LAYERS + 1)).is_err());
     }
 }
