@@ -1,26 +1,34 @@
-//! Typed forms of the storages that make an image root file system, and of a pod's scratch space.
+//! Typed forms of the storages that make an image root file system, of the volumes mounted into it, and of a
+//! pod's scratch space.
 //!
-//! A container's image travels as one block device on which its layers follow one another. For each layer,
-//! bottom first, a [`LayerStorage`] names the slice of the device and the dm-verity root hash that its contents
-//! must have; an [`OverlayStorage`] then stacks the mounted layers. On the wire both are `grpc.Storage`
-//! messages whose strings have one accepted form each; everything else is refused, because the host writes
-//! them and the guest obeys them.
+//! The layers of all containers of a pod are slices of one block device. For each layer of a container, bottom
+//! first, a [`LayerStorage`] names the slice and the dm-verity root hash that its contents must have; an
+//! [`OverlayStorage`] then stacks the mounted layers. A layer is mounted where its root hash says, so containers
+//! that have a layer in common name the same mount. A [`VolumeStorage`] is a directory that the containers of
+//! the pod share. On the wire all are `grpc.Storage` messages whose strings have one accepted form each;
+//! everything else is refused, because the host writes them and the guest obeys them.
 
 pub mod scratch;
+pub mod volume;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use scratch::ScratchStorage;
+pub use volume::{Medium, VolumeStorage};
 
+use crate::id::IdError;
+use crate::paths;
 use crate::rpc::agent::Storage;
 
 /// Driver of a layer: a virtio-mmio block device, named by its path.
 pub const DRIVER_BLOCK: &str = "mmioblk";
 /// Driver of the stacked root file system.
 pub const DRIVER_OVERLAY: &str = "overlayfs";
-/// Driver of a tmpfs, as used for the sandbox's shared memory.
+/// Driver of a tmpfs: the sandbox's shared memory, and volumes in guest memory.
 pub const DRIVER_EPHEMERAL: &str = "ephemeral";
+/// Driver of a volume on the pod's writable space.
+pub const DRIVER_LOCAL: &str = "local";
 /// Key of the driver option that carries [`VerityInfo`] as JSON.
 pub const OPTION_VERITY: &str = "verity_info";
 /// Key of the driver option with the layer's first byte on the device.
@@ -49,6 +57,14 @@ pub enum StorageError {
         found: String,
         /// What was expected.
         expected: &'static str,
+    },
+    /// The mount point's last part is no name.
+    #[error("storage at {mount_point:?}: name of the volume: {source}")]
+    Name {
+        /// Where the storage would be mounted.
+        mount_point: String,
+        /// What is wrong with it.
+        source: IdError,
     },
     /// `verity_info` is no JSON of the expected shape.
     #[error("storage at {mount_point:?}: {OPTION_VERITY}: {source}")]
@@ -121,7 +137,7 @@ impl VerityInfo {
     }
 }
 
-/// One image layer on a block device.
+/// One image layer on a block device. It is mounted at [`LayerStorage::mount_point`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerStorage {
     /// Device node in the guest, `/dev/vdb` … `/dev/vdz`.
@@ -132,18 +148,22 @@ pub struct LayerStorage {
     pub length: u64,
     /// What the layer's contents must hash to.
     pub verity: VerityInfo,
-    /// Where the layer is mounted.
-    pub mount_point: String,
 }
 
 impl LayerStorage {
+    /// Where the layer is mounted: its root hash decides.
+    #[must_use]
+    pub fn mount_point(&self) -> String {
+        paths::layer(&self.verity.hash)
+    }
+
     /// The message that carries this layer.
     ///
     /// # Errors
     /// If this layer is one that [`LayerStorage::parse`] would refuse.
     pub fn to_message(&self) -> Result<Storage, StorageError> {
         let verity = serde_json::to_string(&self.verity)
-            .map_err(|source| StorageError::Verity { mount_point: self.mount_point.clone(), source })?;
+            .map_err(|source| StorageError::Verity { mount_point: self.mount_point(), source })?;
         let message = Storage {
             driver: DRIVER_BLOCK.to_owned(),
             driver_options: vec![
@@ -154,7 +174,7 @@ impl LayerStorage {
             source: self.device.clone(),
             fstype: "erofs".to_owned(),
             options: vec!["ro".to_owned()],
-            mount_point: self.mount_point.clone(),
+            mount_point: self.mount_point(),
             ..Storage::default()
         };
         Self::parse(&message).map(|_| message)
@@ -163,8 +183,7 @@ impl LayerStorage {
     /// Reads a layer from its message.
     ///
     /// # Errors
-    /// Names the first field that is not as [`LayerStorage::to_message`] would have written it. Mount points
-    /// are only bounded here: whether one is allowed is the agent's decision.
+    /// Names the first field that is not as [`LayerStorage::to_message`] would have written it.
     pub fn parse(message: &Storage) -> Result<Self, StorageError> {
         let fault = |field, found: &str, expected| field_error(message, field, found, expected);
         expect(message, "driver", &message.driver, DRIVER_BLOCK)?;
@@ -191,13 +210,11 @@ impl LayerStorage {
         if let Some((field, found, expected)) = verity.fault(length) {
             return Err(fault(field, &found, expected));
         }
-        Ok(Self {
-            device: message.source.clone(),
-            offset,
-            length,
-            verity,
-            mount_point: message.mount_point.clone(),
-        })
+        let layer = Self { device: message.source.clone(), offset, length, verity };
+        if message.mount_point != layer.mount_point() {
+            return Err(fault("mount_point", &message.mount_point, "/run/uvm/layers/<root hash>"));
+        }
+        Ok(layer)
     }
 }
 
@@ -322,7 +339,6 @@ mod tests {
             offset: 8192,
             length: 5 * BLOCK_SIZE,
             verity: VerityInfo::sha256(&"ab".repeat(32), 3),
-            mount_point: "/run/uvm/layers/c1/0".to_owned(),
         }
     }
 
@@ -337,6 +353,7 @@ mod tests {
             message.driver_options,
             [verity.as_str(), "uvm.layer_offset=8192", "uvm.layer_length=20480"]
         );
+        assert_eq!(message.mount_point, format!("/run/uvm/layers/{}", "ab".repeat(32)));
         assert_eq!(LayerStorage::parse(&message).unwrap(), layer());
     }
 
@@ -349,7 +366,7 @@ mod tests {
 
     #[test]
     fn every_changed_field_of_a_layer_is_refused() {
-        let change: [Change<Storage>; 14] = [
+        let change: [Change<Storage>; 16] = [
             ("driver", |s| s.driver = "blk".to_owned()),
             ("fstype", |s| s.fstype = "ext4".to_owned()),
             ("options", |s| s.options.push("exec".to_owned())),
@@ -359,6 +376,8 @@ mod tests {
             ("shared", |s| s.shared = true),
             ("fs_group", |s| s.fs_group = protobuf::MessageField::some(crate::rpc::agent::FSGroup::new())),
             ("mount_point", |s| s.mount_point = "layers".to_owned()),
+            ("mount_point", |s| s.mount_point = paths::layer(&"cd".repeat(32))),
+            ("mount_point", |s| s.mount_point.push('/')),
             ("driver_options", |s| s.driver_options.swap(0, 1)),
             ("driver_options", |s| s.driver_options.push("x=1".to_owned())),
             (OPTION_OFFSET, |s| s.driver_options[1] = format!("{OPTION_OFFSET}=+8192")),
@@ -404,11 +423,11 @@ mod tests {
     #[test]
     fn an_overlay_survives_the_wire_and_nothing_rides_along() {
         let overlay = OverlayStorage {
-            lower: vec!["/run/uvm/layers/c1/1".to_owned(), "/run/uvm/layers/c1/0".to_owned()],
+            lower: vec!["/run/uvm/layers/b".to_owned(), "/run/uvm/layers/a".to_owned()],
             mount_point: "/run/kata-containers/c1/rootfs".to_owned(),
         };
         let message = overlay.to_message();
-        assert_eq!(message.options, ["lowerdir=/run/uvm/layers/c1/1:/run/uvm/layers/c1/0"]);
+        assert_eq!(message.options, ["lowerdir=/run/uvm/layers/b:/run/uvm/layers/a"]);
         assert_eq!(OverlayStorage::parse(&message).unwrap(), overlay);
         for option in [
             "lowerdir=",
