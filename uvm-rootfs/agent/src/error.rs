@@ -38,6 +38,9 @@ pub enum AgentError {
     /// A storage is not of a known form.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// A layer is not what its root hash says.
+    #[error("{0}")]
+    Corrupt(String),
     /// The container runtime refused.
     #[error("{0}")]
     Runtime(String),
@@ -61,6 +64,7 @@ impl AgentError {
             Self::Invalid(_) | Self::Id(_) | Self::Oci(_) | Self::Storage(_) => Code::INVALID_ARGUMENT,
             Self::State(_) => Code::FAILED_PRECONDITION,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
+            Self::Corrupt(_) => Code::DATA_LOSS,
             Self::Runtime(_) | Self::Io { .. } => Code::INTERNAL,
         }
     }

@@ -1,7 +1,8 @@
 //! What the guest was measured to expect of the machine that it runs on.
 //!
 //! The command line is part of the launch measurement, so its words are the owner's: `uvm.tee=` names the
-//! isolation, `uvm.snp_policy=` the guest policy that an SEV-SNP launch (or the simulation of one) must have.
+//! isolation, `uvm.snp_policy=` the guest policy that an SEV-SNP launch (or the simulation of one) must have,
+//! `uvm.on_corruption=` what becomes of a guest whose layers do not match their hash trees.
 //! Nothing is probed: a host decides what a probe finds. A word that is missing, given twice, or that has no
 //! meaning for the isolation is an error, and an agent without an expectation does not serve.
 
@@ -11,6 +12,7 @@ use thiserror::Error;
 
 const TEE: &str = "uvm.tee";
 const SNP_POLICY: &str = "uvm.snp_policy";
+const ON_CORRUPTION: &str = "uvm.on_corruption";
 
 /// The isolation that this guest was measured for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +27,35 @@ pub enum Expectation {
     Tdx,
 }
 
+/// What happens when a block of a layer does not match the layer's root hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnCorruption {
+    /// The read fails (EIO), and the host is told.
+    #[default]
+    Fail,
+    /// The guest panics.
+    Panic,
+}
+
+impl OnCorruption {
+    /// Reads a kernel command line. Without the word, the read fails.
+    ///
+    /// # Errors
+    /// If the word is given twice, or with a value other than `eio` and `panic`.
+    pub fn from_command_line(line: &str) -> Result<Self, ExpectationError> {
+        match values(line, ON_CORRUPTION)[..] {
+            [] | ["eio"] => Ok(Self::Fail),
+            ["panic"] => Ok(Self::Panic),
+            [other] => Err(ExpectationError::OnCorruption(other.chars().take(32).collect())),
+            ref all => Err(ExpectationError::Count { word: ON_CORRUPTION, found: all.len() }),
+        }
+    }
+}
+
 /// Why a command line says nothing that could be relied on.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ExpectationError {
-    /// A word that must be there once.
+    /// A word that is not there as often as it may be.
     #[error("measured command line: expected {word}= once, found it {found} times")]
     Count {
         /// Which.
@@ -45,6 +72,9 @@ pub enum ExpectationError {
     /// No number.
     #[error("measured command line: {SNP_POLICY}: expected 0x and up to 16 hexadecimal digits, found {0:?}")]
     Policy(String),
+    /// No known reaction.
+    #[error("measured command line: {ON_CORRUPTION}: expected eio or panic, found {0:?}")]
+    OnCorruption(String),
 }
 
 impl Expectation {
@@ -126,6 +156,24 @@ mod tests {
         ];
         for (line, message) in cases {
             let error = Expectation::from_command_line(line).unwrap_err().to_string();
+            assert!(error.contains(message), "{line:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_corrupt_layer_fails_reads_unless_the_owner_wants_a_panic() {
+        let read = OnCorruption::from_command_line;
+        assert_eq!(read("uvm.tee=none uvm.on_corruptions=panic"), Ok(OnCorruption::Fail));
+        assert_eq!(read("uvm.on_corruption=eio uvm.tee=none\n"), Ok(OnCorruption::Fail));
+        assert_eq!(read("uvm.tee=none uvm.on_corruption=panic"), Ok(OnCorruption::Panic));
+        let cases = [
+            ("uvm.on_corruption=ignore", "expected eio or panic, found \"ignore\""),
+            ("uvm.on_corruption", "found \"\""),
+            ("uvm.on_corruption=", "found \"\""),
+            ("uvm.on_corruption=eio uvm.on_corruption=eio", "once, found it 2 times"),
+        ];
+        for (line, message) in cases {
+            let error = read(line).unwrap_err().to_string();
             assert!(error.contains(message), "{line:?}: {error}");
         }
     }

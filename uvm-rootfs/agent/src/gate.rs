@@ -13,7 +13,7 @@ use protobuf::reflect::ReflectValueRef;
 use thiserror::Error;
 use ttrpc::Code;
 
-use agent_protocol::rpc::{agent, evidence, health};
+use agent_protocol::rpc::{agent, events, evidence, health};
 
 /// What becomes of a method's requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,6 +143,7 @@ use Admission::{Refuse, Serve, Unimplemented};
 requests! {
     health::CheckRequest: "Health" => Serve;
     evidence::ReportRequest: "Report" => Serve;
+    events::NextCorruptionRequest: "NextCorruption" => Serve;
     agent::CreateSandboxRequest: "CreateSandbox" => Serve;
     agent::DestroySandboxRequest: "DestroySandbox" => Serve;
     agent::CreateContainerRequest: "CreateContainer" => Serve;

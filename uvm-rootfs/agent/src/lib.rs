@@ -1,7 +1,7 @@
 //! The agent of a utility VM: PID 1, and the only door between the host and the containers.
 //!
 //! The host's requests arrive over ttrpc ([`service`]), pass the [`gate`], and act on one [`sandbox`]. A
-//! [`container`] is made of mounted image [`layers`], an adapted OCI configuration ([`spec`]) and processes that
+//! [`container`] is made of mounted image [`layers`] and the pod's [`volumes`] ([`storage`]), an adapted OCI configuration ([`spec`]) and processes that
 //! a short-lived [`runtime`] process creates through `libcontainer`; the one [`reaper`] learns how they end.
 //!
 //! Before it serves, the agent makes sure that this guest is the one that was measured ([`expectation`],
@@ -35,3 +35,6 @@ pub mod service;
 pub mod spec;
 pub mod stats;
 pub mod stdio;
+pub mod storage;
+pub mod tree;
+pub mod volumes;

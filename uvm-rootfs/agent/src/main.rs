@@ -13,13 +13,14 @@ use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 use uvm_agent::attestation;
 use uvm_agent::container::Services;
-use uvm_agent::expectation::Expectation;
+use uvm_agent::expectation::{Expectation, OnCorruption};
 use uvm_agent::handshake::{self, Host};
 use uvm_agent::oom::OomWatch;
 use uvm_agent::reaper::Reaper;
 use uvm_agent::runtime::{self, Runtime};
 use uvm_agent::sandbox::Sandbox;
 use uvm_agent::service::{Ending, serve};
+use uvm_agent::storage::PodStorage;
 use uvm_agent::{init, log, note};
 
 fn main() -> ExitCode {
@@ -69,7 +70,9 @@ fn run(set_up: anyhow::Result<()>, init_us: u64) -> anyhow::Result<()> {
 
 /// Serves, if this guest is what it was measured to be and was launched with the host data that the host names.
 async fn start(host: &mut Host) -> anyhow::Result<Server> {
-    let expectation = Expectation::from_command_line(&init::command_line()?)?;
+    let command_line = init::command_line()?;
+    let expectation = Expectation::from_command_line(&command_line)?;
+    let on_corruption = OnCorruption::from_command_line(&command_line)?;
     if matches!(expectation, Expectation::Snp(_) | Expectation::Tdx) {
         attestation::tsm::mount_configfs()?;
     }
@@ -77,7 +80,8 @@ async fn start(host: &mut Host) -> anyhow::Result<Server> {
     let attester = attestation::admit(expectation, &host_data)?;
     let reaper = Reaper::start()?;
     let runtime = Runtime::new(PathBuf::from("/proc/self/exe"), reaper);
-    let sandbox = Sandbox::new(Services { runtime, oom: OomWatch::start()? });
+    let storage = PodStorage::start(on_corruption)?;
+    let sandbox = Sandbox::new(Services { runtime, oom: OomWatch::start()?, storage });
     serve(listen()?, Arc::new(sandbox), attester, Ending::PowerOff).await.context("start the server")
 }
 

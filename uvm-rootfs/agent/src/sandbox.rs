@@ -23,6 +23,7 @@ use crate::layers::mount;
 use crate::note;
 use crate::runtime::{Created, Task};
 use crate::scratch;
+use crate::volumes::WritableSpace;
 
 /// Longest host name in bytes (Linux).
 const MAX_HOSTNAME: usize = 64;
@@ -109,9 +110,12 @@ impl Sandbox {
             rustix::system::sethostname(name.as_bytes()).doing(|| "set the host name".to_owned())?;
         }
         fs::create_dir_all(paths::SANDBOX_SHM).doing(|| format!("make {}", paths::SANDBOX_SHM))?;
-        mount::tmpfs(Path::new(paths::SANDBOX_SHM), &format!("mode=1777,size={}", storages.shared_memory))?;
+        let options = [("mode", "1777".to_owned()), ("size", storages.shared_memory.to_string())];
+        mount::tmpfs(Path::new(paths::SANDBOX_SHM), &options)?;
         if let Some(storage) = storages.scratch {
             scratch::open(storage).await?;
+            let space = WritableSpace::Directory(PathBuf::from(paths::SCRATCH));
+            self.services.storage.use_space(space).await?;
         }
         let resolver = Path::new(paths::SANDBOX).join("resolv.conf");
         fs::write(&resolver, dns).doing(|| format!("write {}", resolver.display()))

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use agent_protocol::paths;
+use agent_protocol::storage::VolumeStorage;
 use oci_spec::runtime::{
     Capabilities, Capability, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceBuilder,
     LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
@@ -24,6 +25,8 @@ pub struct Setting<'a> {
     pub container: &'a str,
     /// The PID namespace to join, or a new one.
     pub pid_namespace: Option<PathBuf>,
+    /// Volumes that the container's mounts may have as their sources.
+    pub volumes: &'a [VolumeStorage],
 }
 
 /// Most arguments and environment entries of a process.
@@ -50,7 +53,7 @@ pub fn adapt(mut spec: Spec, setting: &Setting<'_>) -> Result<(Spec, Vec<(String
     let privileged = spec.linux().as_ref().is_some_and(allows_all_devices);
     confine(&mut process, privileged);
     let mounts = spec.mounts().clone().unwrap_or_default();
-    mounts.iter().try_for_each(check_mount)?;
+    mounts.iter().try_for_each(|mount| check_mount(mount, setting.volumes))?;
     let mut linux = spec.linux().clone().unwrap_or_default();
     let sysctl = adapt_linux(&mut linux, setting)?;
     spec.set_process(Some(process)).set_linux(Some(linux)).set_hooks(None).set_hostname(None);
@@ -245,8 +248,9 @@ fn adapt_resources(resources: &mut LinuxResources) -> Result<()> {
     Ok(())
 }
 
-/// Where bind mounts may come from: files that the host has sent, and what the pod shares.
-fn check_mount(mount: &Mount) -> Result<()> {
+/// Where bind mounts may come from: files that the host has sent, what the pod shares, and the volumes that the
+/// same request names.
+fn check_mount(mount: &Mount, volumes: &[VolumeStorage]) -> Result<()> {
     let destination = mount.destination();
     if !destination.is_absolute() {
         return Err(invalid(format!("mount at {}: expected an absolute path", destination.display())));
@@ -258,8 +262,8 @@ fn check_mount(mount: &Mount) -> Result<()> {
         return Err(unsupported(format!("shared mount at {}", destination.display())));
     }
     match mount.typ().as_deref() {
-        _ if bind => check_bind(mount),
-        Some("bind") => check_bind(mount),
+        _ if bind => check_bind(mount, volumes),
+        Some("bind") => check_bind(mount, volumes),
         Some("proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" | "cgroup" | "cgroup2") => Ok(()),
         other => Err(unsupported(format!("mount of type {other:?} at {}", destination.display()))),
     }
@@ -267,16 +271,17 @@ fn check_mount(mount: &Mount) -> Result<()> {
 
 /// A source is what the agent itself has made: deeper ones may lead through links that a container laid, and
 /// binding follows links.
-fn check_bind(mount: &Mount) -> Result<()> {
+fn check_bind(mount: &Mount, volumes: &[VolumeStorage]) -> Result<()> {
     let source = mount.source().as_deref().unwrap_or(Path::new(""));
     let copied = source.parent() == Some(Path::new(paths::SHARED_CONTAINERS));
     let plain = source.components().all(|part| !matches!(part, std::path::Component::ParentDir));
-    if plain && (copied || source == Path::new(paths::SANDBOX_SHM)) {
+    let volume = volumes.iter().any(|volume| source == Path::new(&volume.mount_point()));
+    if plain && (copied || volume || source == Path::new(paths::SANDBOX_SHM)) {
         return Ok(());
     }
     let at = mount.destination().display();
     Err(invalid(format!(
-        "bind mount of {} at {at}: expected a source directly below {}, or {}",
+        "bind mount of {} at {at}: expected a source directly below {}, {}, or a volume of the request",
         source.display(),
         paths::SHARED_CONTAINERS,
         paths::SANDBOX_SHM

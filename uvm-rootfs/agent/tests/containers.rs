@@ -27,11 +27,13 @@ use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::context::{Context, with_duration};
 use uvm_agent::attestation::attester;
 use uvm_agent::container::Services;
+use uvm_agent::expectation::OnCorruption;
 use uvm_agent::oom::OomWatch;
 use uvm_agent::reaper::Reaper;
 use uvm_agent::runtime::Runtime;
 use uvm_agent::sandbox::Sandbox;
 use uvm_agent::service::{Ending, serve};
+use uvm_agent::storage::PodStorage;
 
 const SOCKET: &str = "unix:///run/uvm-agent-test.sock";
 
@@ -59,7 +61,8 @@ impl Guest {
         uvm_agent::init::enable_controllers().unwrap();
         let reaper = Reaper::start().unwrap();
         let runtime = Runtime::new(PathBuf::from(env!("CARGO_BIN_EXE_uvm-agent")), reaper);
-        let sandbox = Arc::new(Sandbox::new(Services { runtime, oom: OomWatch::start().unwrap() }));
+        let storage = PodStorage::start(OnCorruption::Fail).unwrap();
+        let sandbox = Arc::new(Sandbox::new(Services { runtime, oom: OomWatch::start().unwrap(), storage }));
         let server =
             serve(Listener::bind(SOCKET).unwrap(), sandbox, attester(Tee::None), Ending::Stay).await.unwrap();
         // The server lives as long as the test.
@@ -72,15 +75,14 @@ impl Guest {
     }
 
     fn storages(&self, id: &str) -> Vec<Storage> {
-        let layer = |(index, layer): (usize, &Layer)| LayerStorage {
+        let layer = |layer: &Layer| LayerStorage {
             device: "/dev/vdb".to_owned(),
             offset: layer.offset,
             length: layer.length,
             verity: VerityInfo::sha256(&layer.hash, layer.blocks),
-            mount_point: paths::layer(id, index),
         };
-        let layers: Vec<LayerStorage> = self.layers.iter().enumerate().map(layer).collect();
-        let lower = layers.iter().rev().map(|layer| layer.mount_point.clone()).collect();
+        let layers: Vec<LayerStorage> = self.layers.iter().map(layer).collect();
+        let lower = layers.iter().rev().map(LayerStorage::mount_point).collect();
         let overlay = OverlayStorage { lower, mount_point: paths::rootfs(id) };
         let mut storages: Vec<Storage> = layers.iter().map(|layer| layer.to_message().unwrap()).collect();
         storages.push(overlay.to_message());

@@ -16,11 +16,13 @@ use ttrpc::context::with_duration;
 use ttrpc::{Code, Error};
 use uvm_agent::attestation::{Attester, Evidence, EvidenceError, attester};
 use uvm_agent::container::Services;
+use uvm_agent::expectation::OnCorruption;
 use uvm_agent::oom::OomWatch;
 use uvm_agent::reaper::Reaper;
 use uvm_agent::runtime::Runtime;
 use uvm_agent::sandbox::Sandbox;
 use uvm_agent::service::{Ending, serve};
+use uvm_agent::storage::PodStorage;
 
 /// Shows what it was asked for.
 struct Mirror;
@@ -35,7 +37,8 @@ async fn agent(name: &str, attester: Arc<dyn Attester>) -> (Server, EvidenceClie
     let folder = tempfile::tempdir().unwrap();
     let address = format!("unix://{}", folder.path().join(name).display());
     let runtime = Runtime::new(PathBuf::from("/nonexistent"), Reaper::start().unwrap());
-    let sandbox = Arc::new(Sandbox::new(Services { runtime, oom: OomWatch::start().unwrap() }));
+    let storage = PodStorage::start(OnCorruption::Fail).unwrap();
+    let sandbox = Arc::new(Sandbox::new(Services { runtime, oom: OomWatch::start().unwrap(), storage }));
     let listener = Listener::bind(&address).unwrap();
     let server = serve(listener, sandbox, attester, Ending::Stay).await.unwrap();
     let client = EvidenceClient::new(Client::new(Socket::connect(&address).await.unwrap()));

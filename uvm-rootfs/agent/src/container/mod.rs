@@ -24,13 +24,14 @@ use tokio::time::Instant;
 use crate::cgroup::Cgroup;
 use crate::error::{AgentError, Context, Result};
 use crate::files;
-use crate::layers::{Layers, Plan};
+use crate::layers::Plan;
 use crate::note;
 use crate::oom::OomWatch;
 use crate::process::{self, Process};
 use crate::runtime::{Created, Runtime, Task};
 use crate::spec::{self, Setting};
 use crate::stdio::{ProcessEnds, Stdio};
+use crate::storage::{Held, PodStorage};
 
 use console::Console;
 use processes::Processes;
@@ -53,6 +54,8 @@ pub struct Services {
     pub runtime: Runtime,
     /// Reports kills for lack of memory.
     pub oom: OomWatch,
+    /// Has their layers and volumes.
+    pub storage: PodStorage,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +80,7 @@ pub struct Container {
 #[derive(Debug)]
 struct Life {
     phase: Phase,
-    layers: Layers,
+    held: Held,
 }
 
 /// A container that could not be created, and whether what had been done for it is undone.
@@ -100,14 +103,14 @@ impl Container {
         pid_namespace: Option<PathBuf>,
     ) -> std::result::Result<Arc<Self>, CreateFailure> {
         let id = request.container_id.clone();
-        let mut layers = Layers::default();
+        let mut held = Held::default();
         let shares_pids = pid_namespace.is_some();
-        match prepare_and_create(&services, &request, pid_namespace, &mut layers).await {
+        match prepare_and_create(&services, &request, pid_namespace, &mut held).await {
             Ok((spec, process)) => {
                 let container = Arc::new(Self {
                     group: Cgroup::of(&id),
                     processes: Processes::new(&id, process),
-                    life: Mutex::new(Life { phase: Phase::Created, layers }),
+                    life: Mutex::new(Life { phase: Phase::Created, held }),
                     id,
                     services,
                     spec,
@@ -120,7 +123,7 @@ impl Container {
                 // The process may exist already, waiting to be let run; if it does not end, `clear` says so.
                 let _ = group.kill();
                 let _ = group.wait_empty(Instant::now() + ABANDONED).await;
-                let left_behind = clear(&id, &group, &mut layers).err();
+                let left_behind = clear(&id, &group, &services.storage, &mut held).await.err();
                 Err(CreateFailure { error, left_behind })
             }
         }
@@ -259,7 +262,7 @@ impl Container {
         self.services.oom.remove(&self.id);
         // A container that is just being created holds copies of every mount until it has pivoted its root.
         let _files = files.write().await;
-        clear(&self.id, &self.group, &mut life.layers)
+        clear(&self.id, &self.group, &self.services.storage, &mut life.held).await
     }
 
     fn expect(&self, phase: Phase, allowed: &[Phase], what: &str) -> Result<()> {
@@ -296,7 +299,7 @@ async fn prepare_and_create(
     services: &Services,
     request: &CreateContainerRequest,
     pid_namespace: Option<PathBuf>,
-    layers: &mut Layers,
+    held: &mut Held,
 ) -> Result<(Spec, Process)> {
     let id = &request.container_id;
     let ports = [request.stdin_port, request.stdout_port, request.stderr_port];
@@ -307,8 +310,9 @@ async fn prepare_and_create(
     let config =
         request.OCI.as_ref().ok_or_else(|| AgentError::Invalid("CreateContainer has no OCI".to_owned()))?;
     let config = agent_protocol::oci::decode(config)?;
-    let (spec, sysctl) = spec::adapt(config, &Setting { container: id, pid_namespace })?;
     let plan = Plan::parse(id, &request.storages)?;
+    let (spec, sysctl) =
+        spec::adapt(config, &Setting { container: id, pid_namespace, volumes: &plan.volumes })?;
     for source in spec.mounts().iter().flatten().filter_map(|mount| mount.source().as_deref()) {
         files::check_source(source)?;
     }
@@ -317,7 +321,7 @@ async fn prepare_and_create(
         fs::write(&file, value).doing(|| format!("set {name}"))?;
     }
     let devices = spec.linux().as_ref().is_some_and(spec::allows_all_devices);
-    layers.mount(id, &plan, devices).await?;
+    services.storage.mount(id, &plan, devices, held).await?;
     let bundle = Path::new(BUNDLES).join(id);
     fs::create_dir_all(&bundle).doing(|| format!("make {}", bundle.display()))?;
     let config = bundle.join("config.json");
@@ -369,7 +373,7 @@ async fn terminal(console: Console, process: &OciProcess) -> Result<Stdio> {
 }
 
 /// Removes what a container without processes leaves: group, state, configuration, mounts.
-fn clear(id: &str, group: &Cgroup, layers: &mut Layers) -> Result<()> {
+async fn clear(id: &str, group: &Cgroup, storage: &PodStorage, held: &mut Held) -> Result<()> {
     group.remove()?;
     for root in [RUNTIME_STATE, BUNDLES] {
         let directory = Path::new(root).join(id);
@@ -378,7 +382,7 @@ fn clear(id: &str, group: &Cgroup, layers: &mut Layers) -> Result<()> {
             result => result.doing(|| format!("remove {}", directory.display()))?,
         }
     }
-    layers.undo()
+    storage.unmount(id, held).await
 }
 
 fn refuse(what: &str, present: bool) -> Result<()> {

@@ -18,6 +18,7 @@ use agent_protocol::storage::VerityInfo;
 use zeroize::Zeroizing;
 
 use crate::error::{AgentError, Context, Result};
+use crate::expectation::OnCorruption;
 
 /// `struct dm_ioctl`, the head of every request and answer.
 #[repr(C)]
@@ -46,6 +47,9 @@ const _: () = assert!(std::mem::offset_of!(Header, name) == 48);
 
 /// Bytes of a request: room for two targets with their parameters.
 const BUFFER: usize = 2048;
+/// A request, and then its answer: of [`BUFFER`] bytes, made by [`request`] alone. On the heap, where wiping reaches
+/// every copy.
+type Buffer = Zeroizing<Vec<u8>>;
 const READ_ONLY: u32 = 1;
 /// The kernel wipes its copy of the request.
 const SECURE_DATA: u32 = 1 << 15;
@@ -61,6 +65,8 @@ enum Command {
     /// Without the suspend flag: make the loaded table live.
     Resume = 6,
     Load = 9,
+    /// Without the flag that asks for the table: its targets' states.
+    Status = 12,
 }
 
 impl Command {
@@ -141,16 +147,20 @@ pub fn linear(disk: &str, offset: u64, length: u64) -> Table {
 }
 
 /// dm-verity over the layer on `device` ("major:minor"), which holds data and hash tree. A block that does not
-/// match the tree is a read error.
+/// match the tree is a read error or a panic.
 #[must_use]
-pub fn verity(device: &str, info: &VerityInfo) -> Table {
-    let parameters = format!(
+pub fn verity(device: &str, info: &VerityInfo, on_corruption: OnCorruption) -> Table {
+    let mut parameters = format!(
         "1 {device} {device} {BLOCK} {BLOCK} {} {} {} {} {SALT}",
         info.blocknum,
         info.offset / BLOCK,
         info.hashtype,
         info.hash
     );
+    match on_corruption {
+        OnCorruption::Fail => {}
+        OnCorruption::Panic => parameters += " 1 panic_on_corruption",
+    }
     Table::read_only("verity", Target::new("verity", info.blocknum.saturating_mul(BLOCK), parameters.into()))
 }
 
@@ -212,20 +222,43 @@ impl DeviceMapper {
         self.call(Command::Remove, name, None).map(|_| ())
     }
 
+    /// Whether a verity device has met a block that does not match its tree.
+    ///
+    /// # Errors
+    /// If there is no such device.
+    pub fn verity_has_failed(&self, name: &str) -> Result<bool> {
+        let mut buffer = request(name, None)?;
+        self.ioctl(Command::Status, name, &mut buffer)?;
+        // The status of a verity target is a letter: V as long as all was valid, C after corruption.
+        match status(&buffer) {
+            Some(b"V") => Ok(false),
+            Some(b"C") => Ok(true),
+            other => Err(AgentError::Runtime(format!(
+                "device-mapper status of {name}: expected V or C, found {:?}",
+                other.map(String::from_utf8_lossy)
+            ))),
+        }
+    }
+
     fn call(&self, command: Command, name: &str, table: Option<&Table>) -> Result<Header> {
         let mut buffer = request(name, table)?;
+        self.ioctl(command, name, &mut buffer)?;
+        Ok(header_of(&buffer))
+    }
+
+    fn ioctl(&self, command: Command, name: &str, buffer: &mut Buffer) -> Result<()> {
         // SAFETY: `buffer` starts with a Header whose data_size is its length (see the module), and outlives the call.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), command.number(), buffer.as_mut_ptr()) };
         if result != 0 {
             let error = std::io::Error::last_os_error();
             return Err(error).doing(|| format!("device-mapper {command:?} of {name}"));
         }
-        Ok(header_of(&buffer))
+        Ok(())
     }
 }
 
 /// The request as bytes: header, then for each of a table's targets its description and parameters.
-fn request(name: &str, table: Option<&Table>) -> Result<Zeroizing<Vec<u8>>> {
+fn request(name: &str, table: Option<&Table>) -> Result<Buffer> {
     let too_long =
         || AgentError::Invalid(format!("device-mapper request for {name} is longer than {BUFFER} bytes"));
     let mut buffer = Zeroizing::new(vec![0; BUFFER]);
@@ -259,9 +292,17 @@ fn request(name: &str, table: Option<&Table>) -> Result<Zeroizing<Vec<u8>>> {
     Ok(buffer)
 }
 
-fn header_of(buffer: &[u8]) -> Header {
+fn header_of(buffer: &Buffer) -> Header {
     // SAFETY: the buffer is longer than a Header, every bit pattern is a Header, and the read needs no alignment.
     unsafe { buffer.as_ptr().cast::<Header>().read_unaligned() }
+}
+
+/// The words after the first target's description in an answer.
+fn status(buffer: &Buffer) -> Option<&[u8]> {
+    let header = header_of(buffer);
+    let start = usize::try_from(header.data_start).ok().filter(|_| header.target_count > 0)?;
+    let text = buffer.get(start.checked_add(TARGET)?..)?;
+    text.split(|byte| *byte == 0).next()
 }
 
 #[cfg(test)]
@@ -273,9 +314,23 @@ mod tests {
         let table = linear("254:16", 8192, 20480);
         assert_eq!((table.flags, table.targets[0].parts()), (READ_ONLY, ("linear", 40, "254:16 16")));
         let info = VerityInfo::sha256(&"ab".repeat(32), 3);
-        let table = verity("253:0", &info);
+        let table = verity("253:0", &info, OnCorruption::Fail);
         let expected = format!("1 253:0 253:0 4096 4096 3 4 sha256 {} {}", "ab".repeat(32), "00".repeat(32));
         assert_eq!((table.flags, table.targets[0].parts()), (READ_ONLY, ("verity", 24, expected.as_str())));
+        let table = verity("253:0", &info, OnCorruption::Panic);
+        assert_eq!(table.targets[0].parts().2, format!("{expected} 1 panic_on_corruption"));
+    }
+
+    #[test]
+    fn a_status_is_what_follows_the_targets_description() {
+        let mut buffer = request("uvm-x", None).unwrap();
+        assert_eq!(status(&buffer), None);
+        buffer[20] = 1;
+        buffer[HEADER + TARGET..HEADER + TARGET + 2].copy_from_slice(b"C\0");
+        assert_eq!(status(&buffer), Some(&b"C"[..]));
+        // An answer that would lie outside.
+        buffer[16..20].copy_from_slice(&u32::MAX.to_ne_bytes());
+        assert_eq!(status(&buffer), None);
     }
 
     #[test]

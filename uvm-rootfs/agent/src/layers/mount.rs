@@ -1,14 +1,19 @@
-//! The mounts of a root file system.
+//! The mounts of root file systems and volumes.
+//!
+//! File systems are made by the interface that names nothing before everything is set (`fsopen`, `fsmount`,
+//! `move_mount`): what goes wrong is said in the kernel's own words, and no symbolic link at the target is
+//! followed.
 
 use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::CWD;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 use tokio::time::{Instant, sleep};
 
@@ -20,6 +25,8 @@ const DISK_LIMIT: Duration = Duration::from_secs(10);
 const DISK_LOOK: Duration = Duration::from_millis(2);
 /// Unit of a block device's size in sysfs.
 const SECTOR: u64 = 512;
+/// Longest message of the kernel about a mount; it cuts longer ones itself.
+const MAX_REASON: usize = 1024;
 
 /// Waits until the block device at `node` has at least `bytes`; returns its number, "major:minor".
 ///
@@ -45,32 +52,49 @@ pub async fn wait_for_disk(node: &str, bytes: u64) -> Result<String> {
     Ok(format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number)))
 }
 
-/// Mounts a verified layer. It is only a part of an overlay: nothing on it runs or acts as a device by itself.
+/// Mounts a verified layer. It is only a part of overlays: nothing on it acts as a device by itself.
 ///
 /// # Errors
 /// If the kernel refuses the file system.
 pub fn erofs(node: &Path, target: &Path) -> Result<()> {
-    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOATIME;
-    rustix::mount::mount(node, target, "erofs", flags, None)
-        .doing(|| format!("mount erofs of {} at {}", node.display(), target.display()))
+    let what = || format!("mount erofs of {} at {}", node.display(), target.display());
+    let context = FileSystem::open("erofs", &what)?;
+    context.string("source", node)?;
+    context.flag("ro")?;
+    let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    context.mount(read_only | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME, target)
 }
 
 /// Mounts an empty file system in memory. What a container writes there counts as its memory.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn tmpfs(target: &Path, options: &str) -> Result<()> {
-    let options = std::ffi::CString::new(options)
-        .map_err(std::io::Error::other)
-        .doing(|| "tmpfs options".to_owned())?;
-    rustix::mount::mount(
-        "tmpfs",
-        target,
-        "tmpfs",
-        MountFlags::NODEV | MountFlags::NOATIME,
-        options.as_c_str(),
-    )
-    .doing(|| format!("mount tmpfs at {}", target.display()))
+pub fn tmpfs(target: &Path, options: &[(&str, String)]) -> Result<()> {
+    let what = || format!("mount tmpfs at {}", target.display());
+    let context = FileSystem::open("tmpfs", &what)?;
+    context.string("source", "tmpfs")?;
+    for (key, value) in options {
+        context.string(key, value.as_str())?;
+    }
+    context.mount(MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME, target)
+}
+
+/// Mounts the writable ext4 file system on `node`, with `options` written as for mount(8). Device files on it are dead;
+/// set-user-id programs work, as they do in a container's root file system.
+///
+/// # Errors
+/// If the kernel refuses the file system or an option.
+pub fn ext4(node: &Path, target: &Path, options: &str) -> Result<()> {
+    let what = || format!("mount ext4 of {} at {}", node.display(), target.display());
+    let context = FileSystem::open("ext4", &what)?;
+    context.string("source", node)?;
+    for option in options.split(',') {
+        match option.split_once('=') {
+            Some((key, value)) => context.string(key, value)?,
+            None => context.flag(option)?,
+        }
+    }
+    context.mount(MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME, target)
 }
 
 /// Stacks `lower`, top first, under `upper`. Layers are added one by one, so that their number is not limited by
@@ -78,19 +102,30 @@ pub fn tmpfs(target: &Path, options: &str) -> Result<()> {
 ///
 /// # Errors
 /// If the kernel refuses one of the parts.
-pub fn overlay(lower: &[&str], upper: &Path, work: &Path, target: &Path, devices: bool) -> Result<()> {
-    let at = || format!("mount overlay at {}", target.display());
-    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(at)?;
+pub fn overlay(lower: &[String], upper: &Path, work: &Path, target: &Path, devices: bool) -> Result<()> {
+    let what = || format!("mount overlay at {}", target.display());
+    let context = FileSystem::open("overlay", &what)?;
+    context.string("source", "overlay")?;
     for layer in lower {
-        fsconfig_set_string(&context, "lowerdir+", *layer)
-            .doing(|| format!("{}: add layer {layer}", at()))?;
+        context.string("lowerdir+", layer.as_str())?;
     }
-    fsconfig_set_string(&context, "upperdir", upper).doing(|| format!("{}: set upperdir", at()))?;
-    fsconfig_set_string(&context, "workdir", work).doing(|| format!("{}: set workdir", at()))?;
-    fsconfig_create(&context).doing(at)?;
+    context.string("upperdir", upper)?;
+    context.string("workdir", work)?;
     let attributes = if devices { MountAttrFlags::empty() } else { MountAttrFlags::MOUNT_ATTR_NODEV };
-    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).doing(at)?;
-    move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing(at)
+    context.mount(attributes, target)
+}
+
+/// Shows the directory `source` at `target`, too.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn bind(source: &Path, target: &Path) -> Result<()> {
+    let what = || format!("bind {} at {}", source.display(), target.display());
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    let tree = open_tree(CWD, source, flags).doing(what)?;
+    place(&tree, target).doing(what)
 }
 
 /// Unmounts. Nothing being mounted there is what was wanted.
@@ -102,4 +137,49 @@ pub fn unmount(target: &Path) -> Result<()> {
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
         result => result.doing(|| format!("unmount {}", target.display())),
     }
+}
+
+/// A file system that is being made.
+struct FileSystem<'a> {
+    context: OwnedFd,
+    what: &'a dyn Fn() -> String,
+}
+
+impl<'a> FileSystem<'a> {
+    fn open(kind: &str, what: &'a dyn Fn() -> String) -> Result<Self> {
+        let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).doing(what)?;
+        Ok(Self { context, what })
+    }
+
+    fn string(&self, key: &str, value: impl rustix::path::Arg) -> Result<()> {
+        let result = fsconfig_set_string(self.context.as_fd(), key, value);
+        result.doing(|| self.reason(&format!("set {key}")))
+    }
+
+    fn flag(&self, key: &str) -> Result<()> {
+        fsconfig_set_flag(self.context.as_fd(), key).doing(|| self.reason(&format!("set {key}")))
+    }
+
+    fn mount(self, attributes: MountAttrFlags, target: &Path) -> Result<()> {
+        fsconfig_create(self.context.as_fd()).doing(|| self.reason("create"))?;
+        let mount = fsmount(self.context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes);
+        let mount = mount.doing(|| self.reason("mount"))?;
+        place(&mount, target).doing(self.what)
+    }
+
+    /// What was attempted, and what the kernel says about it: a context's messages are read from its descriptor.
+    fn reason(&self, step: &str) -> String {
+        let mut text = format!("{}: {step}", (self.what)());
+        let mut message = [0; MAX_REASON];
+        while let Ok(length @ 1..) = rustix::io::read(&self.context, &mut message) {
+            let message = String::from_utf8_lossy(message.get(..length).unwrap_or_default());
+            // The first letter is the message's kind: "e erofs: …".
+            text = format!("{text}: {}", message.get(2..).unwrap_or_default().trim_end());
+        }
+        text
+    }
+}
+
+fn place(mount: &OwnedFd, target: &Path) -> rustix::io::Result<()> {
+    move_mount(mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }

@@ -8,16 +8,17 @@ use crate::error::{AgentError, Context, Result};
 /// Bytes of key: 32 of HMAC-SHA-256, then two of AES-256 for XTS, in the order in which dm-crypt takes them.
 pub const KEY_BYTES: usize = 32 + 64;
 
-/// The keys of one scratch device; wiped when dropped.
-pub type Keys = Zeroizing<[u8; KEY_BYTES]>;
+/// The keys of one scratch device, [`KEY_BYTES`] of them; wiped when dropped, and on the heap so that no move leaves a
+/// copy behind.
+pub type Keys = Zeroizing<Vec<u8>>;
 
 /// New keys. Waits until the kernel has entropy.
 ///
 /// # Errors
 /// If the kernel gives none.
 pub fn draw() -> Result<Keys> {
-    let mut keys = Zeroizing::new([0; KEY_BYTES]);
-    fill(keys.as_mut())?;
+    let mut keys = Zeroizing::new(vec![0; KEY_BYTES]);
+    fill(&mut keys)?;
     Ok(keys)
 }
 

@@ -24,7 +24,6 @@ use agent_protocol::paths;
 use agent_protocol::storage::{ScratchStorage, scratch};
 use ext4_format::Identity;
 use rustix::fs::OFlags;
-use rustix::mount::MountFlags;
 
 use crate::error::{AgentError, Context, Result};
 use crate::layers::dm::{DeviceMapper, Table};
@@ -94,8 +93,6 @@ pub struct Device {
 
 /// Makes a file system on `device` and mounts it at `target`.
 ///
-/// Device files on it are dead; set-user-id programs work, as they do in a container's root file system.
-///
 /// # Errors
 /// If the device cannot be written, or the kernel refuses the file system.
 pub fn mount_new(device: &Device, target: &Path) -> Result<()> {
@@ -109,10 +106,5 @@ pub fn mount_new(device: &Device, target: &Path) -> Result<()> {
         .and_then(|_| node.sync_all())
         .doing(shown)?;
     drop(node);
-    let options = std::ffi::CString::new(format!("{},{NO_FLUSHES}", ext4_format::MOUNT_OPTIONS))
-        .map_err(std::io::Error::other)
-        .doing(shown)?;
-    let flags = MountFlags::NODEV | MountFlags::NOATIME;
-    rustix::mount::mount(&device.node, target, "ext4", flags, options.as_c_str())
-        .doing(|| format!("mount ext4 of {} at {}", device.node.display(), target.display()))
+    mount::ext4(&device.node, target, &format!("{},{NO_FLUSHES}", ext4_format::MOUNT_OPTIONS))
 }

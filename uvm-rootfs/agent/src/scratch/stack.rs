@@ -77,7 +77,7 @@ mod tests {
         let expected =
             "253:0 0 48 D 4 block_size:4096 interleave_sectors:32768 journal_sectors:1 fix_padding";
         assert_eq!(integrity("253:0", 8192).parts(), ("integrity", 16, expected));
-        let mut keys = Keys::new([0; KEY_BYTES]);
+        let mut keys = Keys::new(vec![0; KEY_BYTES]);
         keys[0] = 0x0f;
         keys[95] = 0xa0;
         let expected = format!(

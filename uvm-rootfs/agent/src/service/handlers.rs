@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agent_protocol::rpc::agent::*;
+use agent_protocol::rpc::events::{Corruption, NextCorruptionRequest};
 use agent_protocol::rpc::evidence::{ReportRequest, ReportResponse};
 use agent_protocol::{MAX_NONCE, MAX_STREAM_CHUNK, oci, storage};
 use protobuf::MessageField;
@@ -113,7 +114,14 @@ pub async fn guest_details(agent: Agent, _: GuestDetailsRequest) -> Result<Guest
     let details = AgentDetails {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         init_daemon: agent.ending == Ending::PowerOff,
-        storage_handlers: vec![storage::DRIVER_BLOCK.to_owned(), storage::DRIVER_OVERLAY.to_owned()],
+        storage_handlers: [
+            storage::DRIVER_BLOCK,
+            storage::DRIVER_OVERLAY,
+            storage::DRIVER_LOCAL,
+            storage::DRIVER_EPHEMERAL,
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         supports_seccomp: std::path::Path::new("/proc/sys/kernel/seccomp").exists(),
         ..Default::default()
     };
@@ -124,6 +132,17 @@ pub async fn guest_details(agent: Agent, _: GuestDetailsRequest) -> Result<Guest
 pub async fn next_oom(agent: Agent, _: GetOOMEventRequest) -> Result<OOMEvent> {
     let container_id = agent.sandbox.services().oom.next().await;
     Ok(OOMEvent { container_id, ..Default::default() })
+}
+
+pub async fn next_corruption(agent: Agent, _: NextCorruptionRequest) -> Result<Corruption> {
+    let (found, containers) = agent.sandbox.services().storage.next_corruption().await;
+    Ok(Corruption {
+        root_hash: found.root_hash,
+        block: found.block,
+        in_tree: found.in_tree,
+        containers,
+        ..Default::default()
+    })
 }
 
 pub async fn copy_file(agent: Agent, request: CopyFileRequest) -> Result<Empty> {

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use agent_protocol::PROTOCOL_VERSION;
 use agent_protocol::rpc::agent::*;
 use agent_protocol::rpc::agent_ttrpc::{AgentService, create_agent_service};
+use agent_protocol::rpc::events::{Corruption, NextCorruptionRequest};
+use agent_protocol::rpc::events_ttrpc::{Events, create_events};
 use agent_protocol::rpc::evidence::{ReportRequest, ReportResponse};
 use agent_protocol::rpc::evidence_ttrpc::{Evidence, create_evidence};
 use agent_protocol::rpc::health::health_check_response::ServingStatus;
@@ -65,7 +67,8 @@ pub async fn serve(
         .add_listener(listener)
         .register_service(create_agent_service(agent.clone()))
         .register_service(create_health(agent.clone()))
-        .register_service(create_evidence(agent));
+        .register_service(create_evidence(agent.clone()))
+        .register_service(create_events(agent));
     server.start().await?;
     Ok(server)
 }
@@ -195,5 +198,16 @@ impl Health for Agent {
 impl Evidence for Agent {
     async fn report(&self, _: &TtrpcContext, request: ReportRequest) -> ttrpc::Result<ReportResponse> {
         self.wait(request, handlers::report).await
+    }
+}
+
+#[async_trait]
+impl Events for Agent {
+    async fn next_corruption(
+        &self,
+        _: &TtrpcContext,
+        request: NextCorruptionRequest,
+    ) -> ttrpc::Result<Corruption> {
+        self.wait(request, handlers::next_corruption).await
     }
 }

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use agent_protocol::storage::Medium;
+
 use super::*;
 
 fn config() -> Value {
@@ -34,9 +36,14 @@ fn config() -> Value {
     })
 }
 
+fn volumes() -> [VolumeStorage; 2] {
+    let volume = |medium| VolumeStorage { name: "cache".to_owned(), medium, group: None };
+    [volume(Medium::Local), volume(Medium::Memory { size: None })]
+}
+
 fn adapted(config: &Value) -> Result<(Spec, Vec<(String, String)>)> {
     let spec = serde_json::from_value(config.clone()).unwrap();
-    adapt(spec, &Setting { container: "c1", pid_namespace: None })
+    adapt(spec, &Setting { container: "c1", pid_namespace: None, volumes: &volumes() })
 }
 
 #[test]
@@ -84,14 +91,26 @@ fn only_a_privileged_container_may_make_devices_and_none_reaches_ports() {
 fn a_shared_pid_namespace_is_joined() {
     let spec = serde_json::from_value(config()).unwrap();
     let path = PathBuf::from("/proc/9/ns/pid");
-    let (spec, _) = adapt(spec, &Setting { container: "c1", pid_namespace: Some(path.clone()) }).unwrap();
+    let (spec, _) =
+        adapt(spec, &Setting { container: "c1", pid_namespace: Some(path.clone()), volumes: &[] }).unwrap();
     let namespaces = spec.linux().as_ref().unwrap().namespaces().clone().unwrap();
     assert_eq!(namespaces[0].path(), &Some(path));
 }
 
 #[test]
+fn volumes_of_the_request_are_bind_mounted() {
+    for volume in volumes() {
+        let mut config = config();
+        config["mounts"][1]["source"] = json!(volume.mount_point());
+        adapted(&config).unwrap();
+        let spec = serde_json::from_value(config).unwrap();
+        assert!(adapt(spec, &Setting { container: "c1", pid_namespace: None, volumes: &[] }).is_err());
+    }
+}
+
+#[test]
 fn what_is_unsafe_or_unknown_is_refused() {
-    let cases: [(&str, Value); 21] = [
+    let cases: [(&str, Value); 26] = [
         ("/root/path", json!("/")),
         ("/root/path", json!("/run/kata-containers/c2/rootfs")),
         ("/hooks", json!({"poststart": [{"path": "/bin/x"}]})),
@@ -103,6 +122,11 @@ fn what_is_unsafe_or_unknown_is_refused() {
         ("/mounts/1/source", json!("/etc/shadow")),
         ("/mounts/1/source", json!("/run/kata-containers/shared/containers")),
         ("/mounts/1/source", json!("/run/kata-containers/shared/containers/../../c2/rootfs")),
+        ("/mounts/1/source", json!("/run/kata-containers/sandbox/local/other")),
+        ("/mounts/1/source", json!("/run/kata-containers/sandbox/local/cache/below")),
+        ("/mounts/1/source", json!("/run/kata-containers/sandbox/local/cache/../other")),
+        ("/mounts/1/source", json!("/run/kata-containers/sandbox/local")),
+        ("/mounts/1/source", json!("/run/uvm/scratch/volumes/cache")),
         ("/mounts/1/options", json!(["rbind", "rshared"])),
         ("/mounts/0/type", json!("ext4")),
         ("/linux/uidMappings", json!([{"hostID": 0, "containerID": 0, "size": 1}])),
