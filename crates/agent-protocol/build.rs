@@ -5,8 +5,18 @@ use std::path::Path;
 use ttrpc_codegen::{Codegen, Customize};
 
 /// The generated files. Their own `mod.rs` opens with an inner attribute, which `include!` does not admit.
-const MODULES: [&str; 8] =
-    ["agent", "agent_ttrpc", "evidence", "evidence_ttrpc", "health", "health_ttrpc", "oci", "types"];
+const MODULES: [&str; 10] = [
+    "agent",
+    "agent_ttrpc",
+    "events",
+    "events_ttrpc",
+    "evidence",
+    "evidence_ttrpc",
+    "health",
+    "health_ttrpc",
+    "oci",
+    "types",
+];
 
 fn main() -> std::io::Result<()> {
     println!("cargo::rerun-if-changed=protos");
@@ -16,6 +26,7 @@ fn main() -> std::io::Result<()> {
         .include("protos")
         .inputs([
             "protos/agent.proto",
+            "protos/events.proto",
             "protos/evidence.proto",
             "protos/health.proto",
             "protos/oci.proto",

@@ -2,7 +2,7 @@
 //!
 //! The expected bytes are written by hand from the protocol's tables: `(number << 3) | wire type`, then the value.
 
-use agent_protocol::rpc::{agent, evidence, health, oci, types};
+use agent_protocol::rpc::{agent, events, evidence, health, oci, types};
 use protobuf::{Message, MessageField};
 
 /// A string field of number `number` (below 16) holding "x".
@@ -187,5 +187,15 @@ fn requests_for_evidence() {
         evidence::ReportResponse { provider: x() } => text(1);
         evidence::ReportResponse { report: b"x".to_vec() } => text(2);
         evidence::ReportResponse { certificates: b"x".to_vec() } => text(3);
+    }
+}
+
+#[test]
+fn events() {
+    wire! {
+        events::Corruption { root_hash: x() } => text(1);
+        events::Corruption { block: 1 } => one(2);
+        events::Corruption { in_tree: true } => one(3);
+        events::Corruption { containers: vec![x()] } => text(4);
     }
 }
