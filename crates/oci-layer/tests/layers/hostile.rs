@@ -35,6 +35,30 @@ fn the_sample_itself_is_accepted() {
     assert_eq!(listing(&SAMPLE).unwrap().len(), 9);
 }
 
+#[test]
+fn ten_million_entries_are_refused_in_bounded_memory() {
+    /// Headers of empty files, each with a name of its own.
+    struct Headers(std::ops::Range<u32>);
+    impl std::io::Read for Headers {
+        fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+            let mut filled = 0;
+            for (place, number) in bytes.as_chunks_mut::<512>().0.iter_mut().zip(&mut self.0) {
+                *place = Header::new(b'0', number.to_string()).block();
+                filled += 512;
+            }
+            Ok(filled)
+        }
+    }
+    let limits = Limits { entries: 20_000, ..Limits::default() };
+    for (limits, message) in [
+        (limits.clone(), "expected at most 20000 entries, found more"),
+        (Limits { memory: 2 << 20, ..Limits::default() }, "bytes in memory"),
+    ] {
+        let error = convert(Headers(0..10_000_000), &tempfile::tempfile().unwrap(), &limits).unwrap_err();
+        assert!(error.to_string().contains(message), "{error}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
