@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use containerd_client::services::v1::CreateRequest;
+use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, StatSnapshotRequest};
 use snapshotter::content::Containerd;
@@ -22,6 +24,7 @@ use tonic::Code;
 mod support;
 
 const REFERENCE: &str = "example.org/layers:1";
+const LEASE: &str = "pull";
 
 /// A containerd with everything of its own, and the service beside it.
 struct Node {
@@ -184,8 +187,11 @@ async fn what_containerd_names_the_target_of_is_not_unpacked() {
     archive(&file, &image);
     node.ctr(&["images", "import", "--no-unpack", "--snapshotter", "uvm", file.to_str().unwrap()]).await;
     assert_eq!(node.conversions(), 0);
-    let mut snapshots =
-        SnapshotsClient::new(containerd_client::connect(node.path("containerd.sock")).await.unwrap());
+    let channel = containerd_client::connect(node.path("containerd.sock")).await.unwrap();
+    let mut snapshots = SnapshotsClient::new(channel.clone());
+    // As every pull has one: without it, the snapshots are garbage at once.
+    let lease = CreateRequest { id: LEASE.into(), ..CreateRequest::default() };
+    LeasesClient::new(channel).create(request(lease)).await.unwrap();
     let mut parent = String::new();
     for chain in &image.chain {
         let prepare = PrepareSnapshotRequest {
@@ -194,7 +200,9 @@ async fn what_containerd_names_the_target_of_is_not_unpacked() {
             parent,
             labels: [(TARGET_LABEL.into(), chain.to_string())].into(),
         };
-        let status = snapshots.prepare(request(prepare)).await.unwrap_err();
+        let mut prepare = request(prepare);
+        prepare.metadata_mut().insert("containerd-lease", LEASE.parse().unwrap());
+        let status = snapshots.prepare(prepare).await.unwrap_err();
         assert_eq!(status.code(), Code::AlreadyExists, "{status:?}");
         parent = chain.to_string();
         let stat = StatSnapshotRequest { snapshotter: "uvm".into(), key: parent.clone() };
