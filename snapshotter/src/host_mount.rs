@@ -159,6 +159,9 @@ fn configure(device: &File, backing: &File) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use erofs_verity::layer::Settings;
+    use erofs_verity::source::dir::{self, Fidelity};
+
     use super::*;
 
     #[test]
@@ -166,5 +169,38 @@ mod tests {
         assert_eq!(unescape(b"/a\\040b\\134c\\x"), Path::new("/a b\\c\\x"));
         assert!(below(Path::new("/")).unwrap().contains(Path::new("/proc")));
         assert!(below(Path::new("/nowhere")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_loop_device_goes_with_its_mount() {
+        let directory = tempfile::tempdir().unwrap();
+        let (source, file, target) = (
+            directory.path().join("source"),
+            directory.path().join("layer"),
+            directory.path().join("target"),
+        );
+        for path in [&source, &target] {
+            fs::create_dir(path).unwrap();
+        }
+        fs::write(source.join("file"), "contents").unwrap();
+        let out = OpenOptions::new().read(true).write(true).create_new(true).open(&file).unwrap();
+        dir::pack(&source, Fidelity::Portable, &out, &Settings::default()).unwrap();
+        let (path, device) = match loop_device(&file) {
+            Ok(made) => made,
+            Err(error) => return eprintln!("skipped: no loop device can be set up here: {error}"),
+        };
+        mount_erofs(&path, &target).unwrap();
+        drop(device);
+        assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "contents");
+        assert!(OpenOptions::new().write(true).open(target.join("file")).is_err());
+        assert!(below(directory.path()).unwrap().contains(&target));
+        unmount(&target).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let backing = PathBuf::from(format!("/sys/block/{name}/loop/backing_file"));
+        assert!(!fs::read_to_string(backing).is_ok_and(|backing| backing.contains(file.to_str().unwrap())));
+        // Where the kernel can, no loop device is needed; the result is the same.
+        mount_layer(&file, &target).unwrap();
+        assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "contents");
+        unmount(&target).unwrap();
     }
 }

@@ -5,7 +5,7 @@
 //! ids. Nothing here has to be believed: a chain id is a digest over diff ids, and a blob is converted only to be
 //! compared with the diff id that is expected of it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use serde::Deserialize;
 use tokio::sync::Mutex;
@@ -86,17 +86,17 @@ impl ImageIndex {
         Ok(found)
     }
 
-    /// The layers above `chain_id` in the images that have it and that were looked at already, in order.
+    /// The layers above `chain_id`, in order, if only one image that was looked at has it, or all have the same
+    /// above it: of a layer that many images are based on, it cannot be known which of them is being pulled.
     pub async fn above(&self, namespace: &str, chain_id: Digest) -> Vec<ImageLayer> {
         let namespaces = self.namespaces.lock().await;
-        let mut above = Vec::new();
-        for layers in namespaces.get(namespace).into_iter().flat_map(HashMap::values) {
-            let at = layers.iter().position(|(chain, _)| *chain == chain_id);
-            above.extend(layers.iter().skip(at.map_or(layers.len(), |at| at + 1)).map(|(_, layer)| *layer));
-        }
-        let mut seen = HashSet::new();
-        above.retain(|layer| seen.insert(layer.diff_id));
-        above
+        let above = |layers: &Vec<(Digest, ImageLayer)>| {
+            let at = layers.iter().position(|(chain, _)| *chain == chain_id)?;
+            Some(layers[at + 1..].iter().map(|(_, layer)| *layer).collect::<Vec<_>>())
+        };
+        let mut stacks = namespaces.get(namespace).into_iter().flat_map(HashMap::values).filter_map(above);
+        let first = stacks.next().unwrap_or_default();
+        if stacks.all(|other| other == first) { first } else { Vec::new() }
     }
 }
 

@@ -3,25 +3,31 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail with the test")]
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use containerd_client::services::v1::CreateRequest;
+use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, StatSnapshotRequest};
+use k8s_cri::v1::image_service_client::ImageServiceClient;
+use k8s_cri::v1::{ImageSpec, PullImageRequest, RemoveImageRequest};
 use snapshotter::content::Containerd;
 use snapshotter::digest::Digest;
 use snapshotter::serve;
 use snapshotter::service::{Service, TARGET_LABEL};
-use snapshotter::store::{ROOT_HASH_LABEL, Store};
+use snapshotter::store::{Entry, Kind, ROOT_HASH_LABEL, Store};
 use support::{Counted, Image, layer, request};
 use tonic::Code;
 
 mod support;
 
 const REFERENCE: &str = "example.org/layers:1";
+const LEASE: &str = "pull";
 
 /// A containerd with everything of its own, and the service beside it.
 struct Node {
@@ -33,15 +39,17 @@ struct Node {
 
 impl Node {
     /// `None` where there is no containerd, or not the rights to start one.
-    async fn start(read_files: bool) -> Option<Self> {
+    async fn start(read_files: bool, cri: bool) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         let config = format!(
             "version = 2\nroot = '{0}/root'\nstate = '{0}/state'\n\
-             disabled_plugins = ['io.containerd.grpc.v1.cri']\n\
+             disabled_plugins = [{1}]\n\
              [grpc]\naddress = '{0}/containerd.sock'\n[ttrpc]\naddress = '{0}/containerd.sock.ttrpc'\n\
-             [proxy_plugins.uvm]\ntype = 'snapshot'\naddress = '{0}/snapshotter.sock'\n",
-            directory.path().display()
+             [proxy_plugins.uvm]\ntype = 'snapshot'\naddress = '{0}/snapshotter.sock'\n\
+             [plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = 'uvm'\n",
+            directory.path().display(),
+            if cri { "" } else { "'io.containerd.grpc.v1.cri'" },
         );
         fs::write(path("config.toml"), config).unwrap();
         let content = path("root/io.containerd.content.v1.content");
@@ -152,7 +160,7 @@ fn image() -> Image {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn images_are_imported_shown_and_removed() {
-    let Some(node) = Node::start(false).await else { return };
+    let Some(node) = Node::start(false, false).await else { return };
     let (image, file) = (image(), node.path("image.tar"));
     archive(&file, &image);
     node.ctr(&["images", "import", "--snapshotter", "uvm", file.to_str().unwrap()]).await;
@@ -179,13 +187,16 @@ async fn images_are_imported_shown_and_removed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_containerd_names_the_target_of_is_not_unpacked() {
-    let Some(node) = Node::start(true).await else { return };
+    let Some(node) = Node::start(true, false).await else { return };
     let (image, file) = (image(), node.path("image.tar"));
     archive(&file, &image);
     node.ctr(&["images", "import", "--no-unpack", "--snapshotter", "uvm", file.to_str().unwrap()]).await;
     assert_eq!(node.conversions(), 0);
-    let mut snapshots =
-        SnapshotsClient::new(containerd_client::connect(node.path("containerd.sock")).await.unwrap());
+    let channel = containerd_client::connect(node.path("containerd.sock")).await.unwrap();
+    let mut snapshots = SnapshotsClient::new(channel.clone());
+    // As every pull has one: without it, the snapshots are garbage at once.
+    let lease = CreateRequest { id: LEASE.into(), ..CreateRequest::default() };
+    LeasesClient::new(channel).create(request(lease)).await.unwrap();
     let mut parent = String::new();
     for chain in &image.chain {
         let prepare = PrepareSnapshotRequest {
@@ -194,7 +205,9 @@ async fn what_containerd_names_the_target_of_is_not_unpacked() {
             parent,
             labels: [(TARGET_LABEL.into(), chain.to_string())].into(),
         };
-        let status = snapshots.prepare(request(prepare)).await.unwrap_err();
+        let mut prepare = request(prepare);
+        prepare.metadata_mut().insert("containerd-lease", LEASE.parse().unwrap());
+        let status = snapshots.prepare(prepare).await.unwrap_err();
         assert_eq!(status.code(), Code::AlreadyExists, "{status:?}");
         parent = chain.to_string();
         let stat = StatSnapshotRequest { snapshotter: "uvm".into(), key: parent.clone() };
@@ -202,4 +215,80 @@ async fn what_containerd_names_the_target_of_is_not_unpacked() {
         assert_eq!(info.labels[ROOT_HASH_LABEL].len(), 64);
     }
     assert_eq!((node.conversions(), node.store.layers().len()), (2, 2));
+}
+
+/// A registry with a folder of its own.
+struct Registry(Child, String);
+
+impl Registry {
+    fn start(directory: &Path) -> Option<Self> {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = format!("127.0.0.1:{port}");
+        let folder = directory.join("registry");
+        let config = format!(
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
+            folder.display()
+        );
+        let path = directory.join("registry.yml");
+        fs::write(&path, config).unwrap();
+        let mut registry = Command::new("docker-registry");
+        let registry = registry.arg("serve").arg(path).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        match registry {
+            Ok(registry) => Some(Self(registry, address)),
+            Err(error) => {
+                eprintln!("skipped: docker-registry cannot be started: {error}");
+                None
+            }
+        }
+    }
+
+    async fn wait(&self) {
+        for _ in 0..200 {
+            if tokio::net::TcpStream::connect(&self.1).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the registry does not answer");
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cri_pulls_an_image() {
+    let Some(node) = Node::start(false, true).await else { return };
+    let Some(registry) = Registry::start(node.directory.path()) else { return };
+    registry.wait().await;
+    let files = ["a", "b", "c", "d", "e"].map(|name| layer(&[(name, 3_000_000)]));
+    let (image, file) = (Image::new(&files), node.path("image.tar"));
+    archive(&file, &image);
+    let reference = format!("{}/layers:1", registry.1);
+    node.ctr(&["images", "import", "--no-unpack", file.to_str().unwrap()]).await;
+    node.ctr(&["images", "tag", REFERENCE, &reference]).await;
+    node.ctr(&["images", "push", "--plain-http", &reference]).await;
+    node.ctr(&["images", "rm", "--sync", REFERENCE, &reference]).await;
+
+    let channel = containerd_client::connect(node.path("containerd.sock")).await.unwrap();
+    let mut images = ImageServiceClient::new(channel);
+    let spec = Some(ImageSpec { image: reference, ..ImageSpec::default() });
+    let pull = PullImageRequest { image: spec.clone(), ..PullImageRequest::default() };
+    images.pull_image(pull).await.unwrap();
+    assert_eq!((node.conversions(), node.store.layers().len()), (5, 5));
+    let committed = |entry: &Entry| entry.record.kind == Kind::Committed;
+    assert_eq!(node.store.list().iter().filter(|entry| committed(entry)).count(), 5);
+    assert_eq!(node.store.chain(Some(&node.store.list()[4].record.name)).unwrap().len(), 5);
+    images.remove_image(RemoveImageRequest { image: spec }).await.unwrap();
+    for _ in 0..200 {
+        if node.store.list().is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{:?} are left", node.store.list());
 }

@@ -17,6 +17,7 @@ use snapshotter::serve;
 use snapshotter::service::Service;
 use snapshotter::store::{Kind, Store};
 use support::{Client, Content, Image, converter, layer};
+use tonic::{Code, Status};
 
 mod support;
 
@@ -68,24 +69,48 @@ struct Acknowledged {
 /// Unpacks, commits written directories and removes, until the service is gone.
 async fn load(client: Client, image: Image, unique: String, acknowledged: Arc<Mutex<Acknowledged>>) {
     for round in 0.. {
-        let unique = format!("{unique}-{round}");
-        let Ok((top, _)) = client.unpack(&image, &unique).await else { return };
-        acknowledged.lock().unwrap().there.insert(top.clone());
-        let (key, name) = (format!("key-{unique}"), format!("name-{unique}"));
-        let Ok(mounts) = client.prepare(&key, "", None).await else { return };
-        fs::write(Path::new(&mounts[0].source).join("written"), &unique).unwrap();
-        if client.commit(&key, &name, [].into()).await.is_err() {
-            return;
-        }
-        acknowledged.lock().unwrap().there.insert(name.clone());
-        // Every other image goes again, unless something was built on it.
-        for name in [name, top] {
-            if round % 2 == 0 {
-                acknowledged.lock().unwrap().doubtful.insert(name.clone());
-                let _ = client.remove(&name).await;
+        if let Err(status) = one_round(&client, &image, &format!("{unique}-{round}"), &acknowledged).await {
+            // Others remove what this client builds on.
+            match status.code() {
+                Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition => {}
+                _ => return,
             }
         }
+        if round % 3 == 2 && remove_all(&client, &acknowledged).await.is_err() {
+            return;
+        }
     }
+}
+
+async fn one_round(
+    client: &Client,
+    image: &Image,
+    unique: &str,
+    acknowledged: &Mutex<Acknowledged>,
+) -> Result<(), Status> {
+    let (top, _) = client.unpack(image, unique).await?;
+    acknowledged.lock().unwrap().there.insert(top);
+    let (key, name) = (format!("key-{unique}"), format!("name-{unique}"));
+    let mounts = client.prepare(&key, "", None).await?;
+    // The directory may have gone already, with its snapshot.
+    let _ = fs::write(Path::new(&mounts[0].source).join("written"), unique);
+    client.commit(&key, &name, [].into()).await?;
+    acknowledged.lock().unwrap().there.insert(name);
+    Ok(())
+}
+
+/// Removes what can be removed, children first.
+async fn remove_all(client: &Client, acknowledged: &Mutex<Acknowledged>) -> Result<(), Status> {
+    for info in client.list(&[]).await?.into_iter().rev() {
+        acknowledged.lock().unwrap().doubtful.insert(info.name.clone());
+        match client.remove(&info.name).await {
+            Err(status) if !matches!(status.code(), Code::NotFound | Code::FailedPrecondition) => {
+                return Err(status);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The store as the next start of the service finds it.
@@ -113,8 +138,6 @@ fn check_store(root: &Path, acknowledged: &Acknowledged) -> usize {
     assert_eq!(names("records"), entries.iter().map(|entry| format!("{}.json", entry.id)).collect());
     let active = entries.iter().filter(|entry| entry.record.kind != Kind::Committed);
     assert_eq!(names("snapshots"), active.map(|entry| entry.id.to_string()).collect());
-    let diff_ids = store.layers().len();
-    assert!(diff_ids <= needed.len());
     entries.len()
 }
 
@@ -125,7 +148,7 @@ async fn a_killed_service_loses_nothing_and_leaves_nothing_half_made() {
     let images = images(&content);
     let (root, socket) = (directory.path().join("store"), directory.path().join("socket"));
     let mut acknowledged = Acknowledged::default();
-    let mut most = 0;
+    let (mut most, mut half_made) = (0, 0);
     for kill in 0..KILLS {
         let mut child = start(directory.path());
         let started = Instant::now();
@@ -152,7 +175,9 @@ async fn a_killed_service_loses_nothing_and_leaves_nothing_half_made() {
             client.await.unwrap();
         }
         acknowledged = Arc::into_inner(shared).unwrap().into_inner().unwrap();
+        half_made += usize::from(fs::read_dir(root.join("staging")).unwrap().count() > 0);
         most = most.max(check_store(&root, &acknowledged));
     }
-    assert!(most > 10, "the load was real: {most} snapshots at most");
+    println!("{half_made} of {KILLS} kills left something half made; at most {most} snapshots were there");
+    assert!(most > 10 && half_made > 10, "{most} snapshots, {half_made} half made: the load was not real");
 }

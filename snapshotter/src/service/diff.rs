@@ -26,8 +26,7 @@ impl Service {
         let layer = self.conversions.layer(&wanted).await?;
         // How long the tar was is known of layers that were converted since the start; nobody asks of others.
         let size = self.store.uncompressed_bytes(&layer).and_then(|bytes| i64::try_from(bytes).ok());
-        let name = entry.record.name;
-        self.on_store(move |store| store.assign_layer(&name, &layer)).await?;
+        self.store.assign_layer(&entry.record.name, &layer)?;
         Ok(Descriptor {
             media_type: LAYER_MEDIA_TYPE.into(),
             digest: wanted.diff_id.to_string(),

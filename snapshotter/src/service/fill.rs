@@ -25,9 +25,7 @@ impl Service {
             }
             match service.conversions.layer(&wanted).await {
                 Ok(layer) => {
-                    let name = key.clone();
-                    let assigned = service.on_store(move |store| store.assign_layer(&name, &layer)).await;
-                    if let Err(error) = assigned {
+                    if let Err(error) = service.store.assign_layer(&key, &layer) {
                         tracing::debug!("{key}: {error}");
                     }
                 }

@@ -3,6 +3,8 @@
 //! They show the layers by the host's own mounts of them, so that containerd and other runtimes can use them. The
 //! shim of utility VMs recognises the layers in `lowerdir` and attaches their files instead.
 
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::Path;
 
 use crate::api::messages::Mount;
@@ -51,6 +53,18 @@ pub fn of(store: &Store, entry: &Entry) -> Result<Vec<Mount>, Error> {
         }
     };
     Ok(vec![mount])
+}
+
+/// Gives a new container's root directory the owner that the topmost layer's has: overlayfs shows the upper one's.
+///
+/// # Errors
+/// When a directory cannot be looked at or changed.
+pub fn inherit_owner(store: &Store, entry: &Entry) -> Result<(), Error> {
+    let top = store.chain(entry.record.parent.as_deref())?.into_iter().next();
+    let Some(top) = top.filter(|_| entry.record.extraction.is_none()) else { return Ok(()) };
+    let (lower, upper) = (store.mount_layer(top)?, store.upper_directory(entry.id));
+    let owner = fs::metadata(&lower).map_err(Error::file("read", &lower))?;
+    chown(&upper, Some(owner.uid()), Some(owner.gid())).map_err(Error::file("set the owner of", &upper))
 }
 
 fn bind(source: &Path, access: &str) -> Mount {

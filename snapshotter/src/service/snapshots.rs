@@ -68,7 +68,8 @@ impl Service {
     async fn create(&self, kind: Kind, new: NewSnapshot) -> Result<Vec<Mount>, Error> {
         self.on_store(move |store| {
             let entry = store.create(kind, new)?;
-            mounts::of(store, &entry).inspect_err(|_| {
+            let mounts = mounts::inherit_owner(store, &entry).and_then(|()| mounts::of(store, &entry));
+            mounts.inspect_err(|_| {
                 // Without mounts there is no snapshot; that it could not be mounted is what the caller is told.
                 let _ = store.remove(&entry.record.name);
             })

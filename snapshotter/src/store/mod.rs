@@ -16,7 +16,8 @@
 //! - What is in memory changes after the disk has.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -153,8 +154,10 @@ impl Store {
         state.check_new(&record)?;
         let id = state.number_snapshot();
         let directory = self.snapshot_directory(id);
-        let made = durable::make_directories(&directory.join("fs"))
+        let upper = directory.join("fs");
+        let made = durable::make_directories(&upper)
             .and_then(|()| durable::make_directories(&directory.join("work")))
+            .and_then(|()| open_to_all(&upper))
             .and_then(|()| self.write_record(id, &record));
         if let Err(error) = made {
             // What is left over is removed at the next start.
@@ -180,16 +183,15 @@ impl Store {
         Ok(())
     }
 
-    /// Decides what committing an active snapshot will make of it.
+    /// Decides what committing an active snapshot will make of it. That is remembered, not written down: if the
+    /// program ends before the snapshot is committed, the layer is made once more.
     ///
     /// # Errors
-    /// When there is no such active snapshot or the file system refuses.
+    /// When there is no such active snapshot.
     pub fn assign_layer(&self, name: &str, layer: &LayerPin) -> Result<(), Error> {
         let mut state = self.state();
-        let entry = state.active(name)?;
-        let (id, mut record) = (entry.id, entry.record.clone());
+        let mut record = state.active(name)?.record.clone();
         record.layer = Some(layer.id);
-        self.write_record(id, &record)?;
         state.replace(name, record);
         Ok(())
     }
@@ -492,6 +494,11 @@ impl State {
         self.next_layer += 1;
         self.next_layer
     }
+}
+
+/// An upper directory is a container's root directory: its users have to get in, whatever the umask is.
+fn open_to_all(upper: &Path) -> Result<(), Error> {
+    fs::set_permissions(upper, Permissions::from_mode(0o755)).map_err(Error::file("set the mode of", upper))
 }
 
 fn record_name(id: u64) -> String {

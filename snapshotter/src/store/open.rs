@@ -1,8 +1,9 @@
 //! Opening a store: whatever a crash left behind is made whole or removed here.
 
 use std::collections::{BTreeSet, HashSet};
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -23,6 +24,9 @@ impl Store {
     /// When another program uses the store, the file system refuses, or a record names what is not there.
     pub fn open(root: &Path) -> Result<Arc<Self>, Error> {
         durable::make_directories(root)?;
+        // Images have set-user-ID programs, which are nothing for the host's users.
+        let private = Permissions::from_mode(0o700);
+        fs::set_permissions(root, private).map_err(Error::file("set the mode of", root))?;
         let root = fs::canonicalize(root).map_err(Error::file("find", root))?;
         let lock = lock(&root.join("lock"))?;
         for directory in ["records", "snapshots", "layers", "staging"] {

@@ -65,7 +65,7 @@ pub struct Record {
     /// What it is.
     pub kind: Kind,
     /// Number of its layer: of a committed snapshot always; of an active one once it is known what committing
-    /// will make of it, whatever is in its directory.
+    /// will make of it, whatever is in its directory (see [`super::Store::assign_layer`]).
     pub layer: Option<u64>,
     /// What an active snapshot is to be filled with, where that is an image's layer.
     pub extraction: Option<Extraction>,
