@@ -14,6 +14,7 @@ mod node;
 mod places;
 mod progress;
 mod redis_image;
+mod scratch;
 mod setup;
 mod suites;
 mod tally;

@@ -30,6 +30,7 @@ const STEPS: &[Step] = &[
     Step { name: "unit-tests", run: unit_tests },
     Step { name: "fuzz", run: crate::fuzz::short },
     Step { name: "node", run: crate::node::checks::run },
+    Step { name: "scratch", run: crate::scratch::run },
     Step { name: "tdx-entry", run: crate::tdx_entry::run },
     Step { name: "suites", run: crate::suites::run },
 ];

@@ -68,7 +68,7 @@ impl Host {
 
     fn release(self, device: &Device) {
         let mapper = DeviceMapper::open().unwrap();
-        device.layers.iter().for_each(|name| mapper.remove(name).unwrap());
+        device.parts.iter().for_each(|name| mapper.remove(name).unwrap());
         run("losetup", &["-d", &self.device]);
     }
 }

@@ -77,7 +77,7 @@ pub fn assemble(disks: &Disks) -> Result<Device> {
     let keys = keys::draw()?;
     let private =
         mapper.create(&Table::writable("private", vec![stack::crypt(&tagged.number, bytes, &keys)]))?;
-    Ok(Device { node: private.node, bytes, layers: vec![private.name, tagged.name, joined.name] })
+    Ok(Device { node: private.node, bytes, parts: vec![private.name, tagged.name, joined.name] })
 }
 
 /// A private device.
@@ -88,7 +88,7 @@ pub struct Device {
     /// Its size.
     pub bytes: u64,
     /// Names of the devices that it is made of, top first: the order in which they are removed.
-    pub layers: Vec<String>,
+    pub parts: Vec<String>,
 }
 
 /// Makes a file system on `device` and mounts it at `target`.
