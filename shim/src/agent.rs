@@ -12,6 +12,8 @@ use std::time::Duration;
 use agent_protocol::AGENT_PORT;
 use agent_protocol::rpc::agent as proto;
 use agent_protocol::rpc::agent_ttrpc::AgentServiceClient;
+use agent_protocol::rpc::events::{Corruption, NextCorruptionRequest};
+use agent_protocol::rpc::events_ttrpc::EventsClient;
 use agent_protocol::rpc::oci;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -134,6 +136,7 @@ pub enum Output {
 #[derive(Clone)]
 pub struct Agent {
     client: AgentServiceClient,
+    events: EventsClient,
 }
 
 impl fmt::Debug for Agent {
@@ -173,7 +176,9 @@ impl Agent {
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, open_port(vsock, AGENT_PORT))
             .await
             .map_err(|_| failed(io::ErrorKind::TimedOut.into()))??;
-        Ok(Self { client: AgentServiceClient::new(Client::new(Socket::from(stream))) })
+        let connection = Client::new(Socket::from(stream));
+        let events = EventsClient::new(connection.clone());
+        Ok(Self { client: AgentServiceClient::new(connection), events })
     }
 
     /// Gives the pod its name and what belongs to the whole of it.
@@ -418,6 +423,15 @@ impl Agent {
     pub async fn oom_event(&self) -> Result<String, AgentError> {
         let request = proto::GetOOMEventRequest::default();
         Ok(self.client.get_oom_event(unbounded(), &request).await.map_err(AgentError::Call)?.container_id)
+    }
+
+    /// Waits until a block of a layer does not match the layer's hash tree.
+    ///
+    /// # Errors
+    /// When the agent refuses, or the connection to it breaks.
+    pub async fn corruption(&self) -> Result<Corruption, AgentError> {
+        let request = NextCorruptionRequest::default();
+        self.events.next_corruption(unbounded(), &request).await.map_err(AgentError::Call)
     }
 }
 

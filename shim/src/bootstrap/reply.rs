@@ -14,8 +14,11 @@ use containerd_shim::protos::types::introspection::{RuntimeInfo, RuntimeVersion}
 use protobuf::Message;
 
 use super::{BootstrapError, RUNTIME, system};
+use crate::layers::mounts::TAKEN_AS_THEY_ARE;
 
 const PROTOCOL: &str = "ttrpc";
+/// Annotation by which containerd (2.2 on) learns which mounts it must leave to the runtime.
+const ALLOWED_MOUNTS: &str = "containerd.io/runtime-allow-mounts";
 /// Longest message that is read from containerd, in bytes.
 const MAX_INPUT_BYTES: u64 = 1 << 20;
 
@@ -107,9 +110,15 @@ pub fn write(bytes: &[u8]) -> Result<(), BootstrapError> {
 /// # Errors
 /// When the answer cannot be written.
 pub fn info() -> Result<(), BootstrapError> {
+    write(&runtime_info().write_to_bytes()?)
+}
+
+fn runtime_info() -> RuntimeInfo {
     let version = RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..RuntimeVersion::default() };
-    let info = RuntimeInfo { name: RUNTIME.into(), version: Some(version).into(), ..RuntimeInfo::default() };
-    write(&info.write_to_bytes()?)
+    let mut info =
+        RuntimeInfo { name: RUNTIME.into(), version: Some(version).into(), ..RuntimeInfo::default() };
+    info.annotations.insert(ALLOWED_MOUNTS.into(), TAKEN_AS_THEY_ARE.into());
+    info
 }
 
 #[cfg(test)]
@@ -117,6 +126,13 @@ mod tests {
     use super::*;
 
     const ADDRESS: &str = "unix:///run/containerd/s/x";
+
+    #[test]
+    fn containerd_is_asked_to_leave_images_to_the_guest() {
+        let info = RuntimeInfo::parse_from_bytes(&runtime_info().write_to_bytes().unwrap()).unwrap();
+        assert_eq!(info.name, "io.containerd.uvm.v2");
+        assert_eq!(info.annotations["containerd.io/runtime-allow-mounts"], "erofs,mkfs/*,format/*,mkdir/*");
+    }
 
     #[test]
     fn each_containerd_is_answered_in_its_way() {

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_protocol::id;
+use agent_protocol::rpc::events::Corruption;
 use agent_protocol::rpc::oci;
 use oci_spec::runtime::Spec;
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::Create;
 use super::boot::boot;
@@ -26,6 +28,10 @@ pub const DRAIN: Duration = Duration::from_secs(5);
 pub const DRAIN_AFTER_END: Duration = Duration::from_millis(500);
 /// Least time between two reports of memory that ran out: a guest must not crowd out other events.
 const OOM_PAUSE: Duration = Duration::from_millis(50);
+/// Least time between two reports of corrupt blocks: a guest must not fill the host's log.
+const CORRUPTION_PAUSE: Duration = Duration::from_millis(500);
+/// Most containers that such a report names: a pod may have hundreds.
+const NAMED_CONTAINERS: usize = 16;
 /// How long the end of a killed process waits for the report that memory ran out, which travels beside it.
 pub const OOM_GRACE: Duration = Duration::from_millis(100);
 /// How long a guest may take to end a process that was killed.
@@ -181,5 +187,66 @@ pub async fn watch_memory(agent: Agent, notices: UnboundedSender<Notice>) {
             }
         }
         tokio::time::sleep(OOM_PAUSE).await;
+    }
+}
+
+/// Logs blocks that do not match the hash tree of their layer, as long as the agent reports them: the file of that
+/// layer is damaged or replaced on this host.
+pub async fn watch_layers(agent: Agent, pod: String) {
+    loop {
+        match agent.corruption().await {
+            Ok(found) => match report(&found) {
+                Some(report) => error!(pod, "{report}"),
+                None => warn!(pod, "the agent reports a corrupt block of a layer that cannot be named"),
+            },
+            Err(error) => {
+                debug!(pod, %error, "no more reports of corrupt layers");
+                return;
+            }
+        }
+        tokio::time::sleep(CORRUPTION_PAUSE).await;
+    }
+}
+
+/// What the log says of a corrupt block; nothing if the guest's words are not what they should be.
+fn report(found: &Corruption) -> Option<String> {
+    let is_hash = found.root_hash.len() == 64 && found.root_hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let containers = found.containers.iter().take(NAMED_CONTAINERS);
+    if !is_hash || containers.clone().any(|container| id::check(container).is_err()) {
+        return None;
+    }
+    let names = containers.map(String::as_str).collect::<Vec<_>>().join(", ");
+    let more = found.containers.len().saturating_sub(NAMED_CONTAINERS);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let part = if found.in_tree { "hash tree" } else { "data" };
+    Some(format!(
+        "layer {}: block {} ({part}) does not match the root hash: the layer's file is damaged; containers: {names}{more}",
+        found.root_hash, found.block
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn corruption(containers: &[String]) -> Corruption {
+        let root_hash = "ab".repeat(32);
+        Corruption { root_hash, block: 7, containers: containers.to_vec(), ..Corruption::default() }
+    }
+
+    #[test]
+    fn a_corrupt_block_is_reported_with_its_layer_and_containers() {
+        let said = report(&corruption(&["c1".to_owned(), "c2".to_owned()])).unwrap();
+        assert!(said.contains(&"ab".repeat(32)) && said.contains("block 7 (data)"), "{said}");
+        assert!(said.ends_with("containers: c1, c2"), "{said}");
+        let many: Vec<String> = (0..100).map(|number| format!("c{number}")).collect();
+        assert!(report(&corruption(&many)).unwrap().ends_with("c15 and 84 more"));
+    }
+
+    #[test]
+    fn the_guest_does_not_choose_words_of_the_log() {
+        let hash = Corruption { root_hash: "x\ny".to_owned(), ..corruption(&[]) };
+        assert_eq!(report(&hash), None);
+        assert_eq!(report(&corruption(&["c1\nroot login".to_owned()])), None);
     }
 }

@@ -72,6 +72,7 @@ impl Actor {
                     self.pid = guest.vm.pid();
                     tokio::spawn(effects::watch_machine(guest.clone(), self.notices.clone()));
                     tokio::spawn(effects::watch_memory(guest.agent.clone(), self.notices.clone()));
+                    tokio::spawn(effects::watch_layers(guest.agent.clone(), self.settings.id.clone()));
                     self.machine = Machine::Up(guest);
                 }
                 if let Machine::Ended(why) = &self.machine {
