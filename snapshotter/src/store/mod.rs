@@ -15,7 +15,7 @@
 //!   by rename after the last record that names it has gone.
 //! - What is in memory changes after the disk has.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,7 @@ use crate::error::Error;
 
 pub use layer::{Description, LayerPin, StagedLayer};
 pub use record::{Extraction, Kind, Labels, Record};
+use state::{State, wrong_kind};
 pub use usage::Usage;
 
 mod durable;
@@ -34,6 +35,7 @@ pub mod layer;
 mod mounts;
 mod open;
 mod record;
+mod state;
 mod trash;
 pub mod usage;
 
@@ -51,16 +53,6 @@ pub struct Store {
     _lock: File,
 }
 
-#[derive(Default)]
-struct State {
-    snapshots: HashMap<String, Entry>,
-    layers: HashMap<u64, LayerEntry>,
-    by_diff_id: HashMap<Digest, u64>,
-    next_snapshot: u64,
-    next_layer: u64,
-    next_staged: u64,
-}
-
 /// A snapshot and its number.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -68,15 +60,6 @@ pub struct Entry {
     pub id: u64,
     /// What is known of it.
     pub record: Record,
-}
-
-struct LayerEntry {
-    description: Description,
-    uncompressed_bytes: Option<u64>,
-    /// Records that name it.
-    references: usize,
-    /// [`LayerPin`]s on it.
-    pins: usize,
 }
 
 /// What a new snapshot is to be.
@@ -433,69 +416,6 @@ impl Store {
     }
 }
 
-impl State {
-    fn entry(&self, name: &str) -> Result<&Entry, Error> {
-        self.snapshots.get(name).ok_or_else(|| Error::NotFound(name.into()))
-    }
-
-    fn active(&self, name: &str) -> Result<&Entry, Error> {
-        let entry = self.entry(name)?;
-        if entry.record.kind == Kind::Active { Ok(entry) } else { Err(wrong_kind(&entry.record, "active")) }
-    }
-
-    fn check_new(&self, record: &Record) -> Result<(), Error> {
-        if record.name.is_empty() {
-            return Err(Error::Invalid("a snapshot needs a name".into()));
-        }
-        if self.snapshots.contains_key(&record.name) {
-            return Err(Error::AlreadyExists(record.name.clone()));
-        }
-        let Some(parent) = &record.parent else { return Ok(()) };
-        let parent = &self.entry(parent)?.record;
-        if parent.kind == Kind::Committed { Ok(()) } else { Err(wrong_kind(parent, "committed")) }
-    }
-
-    fn insert(&mut self, entry: Entry) {
-        if let Some(layer) = entry.record.layer.and_then(|layer| self.layers.get_mut(&layer)) {
-            layer.references += 1;
-        }
-        self.snapshots.insert(entry.record.name.clone(), entry);
-    }
-
-    /// Takes a snapshot out; gives its layer back.
-    fn forget(&mut self, name: &str) -> Option<u64> {
-        let layer = self.snapshots.remove(name)?.record.layer?;
-        if let Some(entry) = self.layers.get_mut(&layer) {
-            entry.references = entry.references.saturating_sub(1);
-        }
-        Some(layer)
-    }
-
-    fn replace(&mut self, name: &str, record: Record) {
-        if let Some(id) = self.snapshots.get(name).map(|entry| entry.id) {
-            self.forget(name);
-            self.insert(Entry { id, record });
-        }
-    }
-
-    fn insert_layer(&mut self, id: u64, description: Description, uncompressed_bytes: Option<u64>) {
-        if let Some(diff_id) = description.diff_id {
-            self.by_diff_id.insert(diff_id, id);
-        }
-        self.layers.insert(id, LayerEntry { description, uncompressed_bytes, references: 0, pins: 0 });
-    }
-
-    fn number_snapshot(&mut self) -> u64 {
-        self.next_snapshot += 1;
-        self.next_snapshot
-    }
-
-    fn number_layer(&mut self) -> u64 {
-        self.next_layer += 1;
-        self.next_layer
-    }
-}
-
 /// An upper directory is a container's root directory: its users have to get in, whatever the umask is.
 fn open_to_all(upper: &Path) -> Result<(), Error> {
     fs::set_permissions(upper, Permissions::from_mode(0o755)).map_err(Error::file("set the mode of", upper))
@@ -503,10 +423,6 @@ fn open_to_all(upper: &Path) -> Result<(), Error> {
 
 fn record_name(id: u64) -> String {
     format!("{id}.json")
-}
-
-fn wrong_kind(record: &Record, expected: &'static str) -> Error {
-    Error::Kind { name: record.name.clone(), expected, found: record.kind.name() }
 }
 
 /// The number that a directory or record is named by.

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{FlockOperation, flock};
 
 use super::layer::{self, Description};
-use super::{Entry, Kind, Record, State, Store, durable, number, record};
+use super::state::State;
+use super::{Entry, Kind, Record, Store, durable, number, record};
 use crate::error::Error;
 use crate::host_mount;
 

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::PoisonError;
 
-use super::{State, Store};
+use super::Store;
+use super::state::{LayerEntry, State};
 use crate::error::Error;
 
 /// Prefix of what waits in `staging/` to be deleted; layers that are being made have none.
@@ -42,7 +43,7 @@ impl Store {
 
     /// Removes a layer that no record names and nobody holds.
     pub(super) fn discard_unused(&self, id: u64, state: &mut State) {
-        let unused = |entry: &super::LayerEntry| entry.references == 0 && entry.pins == 0;
+        let unused = |entry: &LayerEntry| entry.references == 0 && entry.pins == 0;
         let Some(entry) = state.layers.get(&id).filter(|entry| unused(entry)) else { return };
         if let Some(diff_id) = entry.description.diff_id
             && state.by_diff_id.get(&diff_id) == Some(&id)
