@@ -60,12 +60,9 @@ pub fn zstd_window(first: &[u8]) -> Option<u64> {
 }
 
 /// Decompresses a stream.
-pub enum Decoder<R: BufRead> {
-    /// [`Compression::None`].
+pub(crate) enum Decoder<R: BufRead> {
     None(R),
-    /// [`Compression::Gzip`].
     Gzip(Box<MultiGzDecoder<R>>),
-    /// [`Compression::Zstd`].
     Zstd(Box<zstd::stream::read::Decoder<'static, R>>),
 }
 
@@ -75,7 +72,7 @@ impl<R: BufRead> Decoder<R> {
     ///
     /// # Errors
     /// When the decoder's memory cannot be had.
-    pub fn new(input: R, compression: Compression, zstd_window: usize) -> io::Result<Self> {
+    pub(crate) fn new(input: R, compression: Compression, zstd_window: usize) -> io::Result<Self> {
         Ok(match compression {
             Compression::None => Self::None(input),
             Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(input))),

@@ -177,7 +177,7 @@ impl Application<'_> {
         let chunking = Chunking::best(map).ok_or_else(|| {
             refusal(entry, "at most 65536 GiB in a sparse file", format!("{} bytes", map.size()))
         })?;
-        self.sparse_bytes += chunking.cost();
+        self.sparse_bytes = self.sparse_bytes.saturating_add(chunking.cost());
         let limit = self.limits.uncompressed_bytes;
         if self.sparse_bytes > limit {
             let expected = format!("sparse files that take at most {limit} bytes of the image");
