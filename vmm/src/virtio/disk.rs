@@ -88,6 +88,7 @@ struct Extent {
     attached: u64,
     backing: Arc<Backing>,
 }
+const _: () = assert!(size_of::<Extent>() == 40, "a full disk's table is to stay below 2 MiB");
 
 /// Parts of files, shown as one disk.
 #[derive(Debug)]
