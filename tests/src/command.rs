@@ -52,11 +52,32 @@ pub fn run<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: &[A]) -> Resu
     run_with_input(program, arguments, b"")
 }
 
+/// Runs `program` with nothing on its standard input, for as long as `limit`.
+///
+/// # Errors
+/// When it cannot be started or does not end in time.
+pub fn run_within<A: AsRef<OsStr>>(
+    limit: Duration,
+    program: impl AsRef<OsStr>,
+    arguments: &[A],
+) -> Result<Outcome> {
+    converse(limit, program, arguments, b"")
+}
+
 /// Runs `program` with `input` on its standard input, which is then closed.
 ///
 /// # Errors
 /// When it cannot be started or does not end in time.
 pub fn run_with_input<A: AsRef<OsStr>>(
+    program: impl AsRef<OsStr>,
+    arguments: &[A],
+    input: &[u8],
+) -> Result<Outcome> {
+    converse(LIMIT, program, arguments, input)
+}
+
+fn converse<A: AsRef<OsStr>>(
+    limit: Duration,
     program: impl AsRef<OsStr>,
     arguments: &[A],
     input: &[u8],
@@ -69,7 +90,7 @@ pub fn run_with_input<A: AsRef<OsStr>>(
         // A program that does not read its input is none of our business.
         let _ = stdin.write_all(input);
     }
-    let status = wait(&mut child).with_context(|| format!("{command:?}"));
+    let status = wait(&mut child, limit).with_context(|| format!("{command:?}"));
     let text = |reader: thread::JoinHandle<Vec<u8>>| {
         String::from_utf8_lossy(&reader.join().unwrap_or_default()).into_owned()
     };
@@ -91,9 +112,9 @@ fn drain(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>
     })
 }
 
-fn wait(child: &mut Child) -> Result<i32> {
+fn wait(child: &mut Child, limit: Duration) -> Result<i32> {
     use std::os::unix::process::ExitStatusExt as _;
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)));
@@ -101,7 +122,7 @@ fn wait(child: &mut Child) -> Result<i32> {
         if Instant::now() > deadline {
             child.kill()?;
             child.wait()?;
-            bail!("did not end within {} s", LIMIT.as_secs());
+            bail!("did not end within {} s", limit.as_secs());
         }
         thread::sleep(Duration::from_millis(20));
     }

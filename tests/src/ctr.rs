@@ -1,17 +1,21 @@
 //! containerd's own command-line client, as its users call it.
 
 use std::sync::Once;
+use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::case::Bed;
-use crate::command::{Outcome, run, run_with_input};
+use crate::command::{Outcome, run, run_with_input, run_within};
 use crate::snapshots::SNAPSHOTTER;
 
 /// The runtime under test.
 pub const RUNTIME: &str = "io.containerd.uvm.v2";
 /// A small image with a shell.
 pub const BUSYBOX: &str = "docker.io/library/busybox:uvm";
+
+/// How long an image of a hundred layers may take. The node is emulated.
+const TRANSFER_LIMIT: Duration = Duration::from_secs(600);
 
 static IMPORTED: Once = Once::new();
 
@@ -41,6 +45,14 @@ fn import_into_all(bed: &Bed) -> Result<()> {
 /// When it does not end in time.
 pub fn ctr(arguments: &[&str]) -> Result<Outcome> {
     run("ctr", arguments)
+}
+
+/// `ctr` with these arguments, which move a whole image: that takes as long as the image has layers.
+///
+/// # Errors
+/// When it does not end in time.
+pub fn transfer(arguments: &[&str]) -> Result<Outcome> {
+    run_within(TRANSFER_LIMIT, "ctr", arguments)
 }
 
 /// `ctr run --rm` under the runtime: `flags`, then container `id` with `command`.

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
 use crate::command::eventually;
-use crate::ctr::ctr;
+use crate::ctr::{ctr, transfer};
 use crate::layered_image::LayeredImage;
 
 /// What names of its images start with. containerd speaks plain HTTP with this host.
@@ -54,8 +54,8 @@ impl Registry {
     /// # Errors
     /// When containerd or the registry refuses it.
     pub fn put(&self, image: &LayeredImage) -> Result<()> {
-        ctr(&["images", "import", "--no-unpack", &image.archive])?.expect_status(0)?;
-        let pushed = ctr(&["images", "push", "--plain-http", &image.name])?.expect_status(0);
+        transfer(&["images", "import", "--no-unpack", &image.archive])?.expect_status(0)?;
+        let pushed = transfer(&["images", "push", "--plain-http", &image.name])?.expect_status(0);
         ctr(&["images", "rm", "--sync", &image.name])?.expect_status(0)?;
         pushed.with_context(|| self.log())?;
         Ok(())

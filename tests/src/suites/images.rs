@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::case::{Bed, Case};
 use crate::command::run;
 use crate::cri::{Container, Cri, Pod};
-use crate::ctr::{RUNTIME, ctr};
+use crate::ctr::{RUNTIME, ctr, transfer};
 use crate::layered_image::{LayeredImage, SHOW};
 use crate::ledger::{Ledger, processes};
 use crate::registry::{REGISTRY, Registry};
@@ -37,12 +37,12 @@ const MANY: usize = 30;
 
 fn import(namespace: &str, image: &LayeredImage) -> Result<()> {
     let flags = ["-n", namespace, "images", "import", "--snapshotter", SNAPSHOTTER];
-    ctr(&[&flags[..], &[&image.archive]].concat())?.expect_status(0)?;
+    transfer(&[&flags[..], &[&image.archive]].concat())?.expect_status(0)?;
     Ok(())
 }
 
 fn remove(namespace: &str, image: &LayeredImage) -> Result<()> {
-    ctr(&["-n", namespace, "images", "rm", "--sync", &image.name])?.expect_status(0)?;
+    transfer(&["-n", namespace, "images", "rm", "--sync", &image.name])?.expect_status(0)?;
     Ok(())
 }
 
@@ -87,7 +87,7 @@ fn pulled(_: &Bed) -> Result<()> {
         let image = LayeredImage::write(folder.path(), REGISTRY, size)?;
         registry.put(&image)?;
         let flags = ["images", "pull", "--plain-http", "--snapshotter", SNAPSHOTTER];
-        ctr(&[&flags[..], &[&image.name]].concat())?.expect_status(0)?;
+        transfer(&[&flags[..], &[&image.name]].concat())?.expect_status(0)?;
         let outcome = expect_stored(&image).and_then(|_| expect_view(&image, RUNTIME));
         remove("default", &image)?;
         outcome.with_context(|| format!("{size} layers"))?;
