@@ -13,11 +13,7 @@ use crate::tree::arena::{Arena, file_type, index};
 use crate::{BLOCK_BYTES, BLOCK_SIZE};
 
 /// Name and node of every entry of a sorted directory, in order, with `.` and `..` among them.
-pub(super) fn sorted(
-    arena: &Arena,
-    directory: u32,
-    parent: u32,
-) -> impl Iterator<Item = (&[u8], u32)> {
+pub(super) fn sorted(arena: &Arena, directory: u32, parent: u32) -> impl Iterator<Item = (&[u8], u32)> {
     let mut dots = [(&b"."[..], directory), (b"..", parent)].into_iter().peekable();
     let mut named = arena
         .children(directory)

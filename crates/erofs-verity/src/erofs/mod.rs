@@ -126,8 +126,19 @@ impl MetadataArea<'_, '_> {
             let (uid, gid, links) = (narrow(inode.uid), narrow(inode.gid), narrow(inode.links));
             let size = U32::new(u32::try_from(inode.size).unwrap_or(u32::MAX));
             let (reserved, reserved2) = (U32::ZERO, U32::ZERO);
-            let inode =
-                CompactInode { format, xattr_count, mode, links, size, reserved, location, ino, uid, gid, reserved2 };
+            let inode = CompactInode {
+                format,
+                xattr_count,
+                mode,
+                links,
+                size,
+                reserved,
+                location,
+                ino,
+                uid,
+                gid,
+                reserved2,
+            };
             return self.out.put(inode.as_bytes());
         }
         let inode = ExtendedInode {

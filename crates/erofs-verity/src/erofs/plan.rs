@@ -9,8 +9,8 @@
 //! Contents of regular files are never put between the inodes: they are written as they arrive, and every file
 //! can be mapped straight from the device.
 
-use super::format::{CompactInode, ExtendedInode, SLOT_SIZE};
 use super::dirent;
+use super::format::{CompactInode, ExtendedInode, SLOT_SIZE};
 use crate::layer::WriteError;
 use crate::tree::arena::{Arena, Inode, NONE, file_type, index};
 use crate::tree::{NodeId, Tree};
@@ -38,7 +38,8 @@ impl Shape {
             && fits_16_bits(inode.links)
             && u32::try_from(inode.size).is_ok();
         let xattr_size = if inode.xattrs == NONE { 0 } else { arena.blob(inode.xattrs).len() };
-        let chunk_index = if inode.chunked { arena.chunks(inode.data).1.count() * size_of::<u32>() } else { 0 };
+        let chunk_index =
+            if inode.chunked { arena.chunks(inode.data).1.count() * size_of::<u32>() } else { 0 };
         let mut shape = Self { compact, xattr_size, chunk_index, inline: 0, blocks: 0 };
         if matches!(inode.file_type(), file_type::DIRECTORY | file_type::SYMLINK) {
             let tail = usize::try_from(inode.size % BLOCK_BYTES).unwrap_or(0);

@@ -130,11 +130,14 @@ impl Pool {
         drop(self.jobs);
         drop(self.give_back);
         for thread in mem::take(&mut self.threads) {
-            thread.join().map_err(|_| WriteError::Thread(io::Error::other("a hashing thread has panicked")))?;
+            thread
+                .join()
+                .map_err(|_| WriteError::Thread(io::Error::other("a hashing thread has panicked")))?;
         }
         self.returned.into_iter().try_for_each(|returned| returned.map(drop))?;
         last?;
-        let shared = || WriteError::Thread(io::Error::other("expected the threads to have let go of the file"));
+        let shared =
+            || WriteError::Thread(io::Error::other("expected the threads to have let go of the file"));
         let target = Arc::into_inner(self.target).ok_or_else(shared)?;
         Ok((target.file, target.leaves))
     }

@@ -228,13 +228,7 @@ impl<C: Contents> Walk<'_, C> {
         Ok(is_directory.then_some(id))
     }
 
-    fn kind(
-        &mut self,
-        stat: &Stat,
-        directory: &OwnedFd,
-        name: &CStr,
-        path: &[u8],
-    ) -> Result<Kind, DirError> {
+    fn kind(&mut self, stat: &Stat, directory: &OwnedFd, name: &CStr, path: &[u8]) -> Result<Kind, DirError> {
         Ok(match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Kind::Directory,
             FileType::RegularFile => {
@@ -259,8 +253,9 @@ impl<C: Contents> Walk<'_, C> {
 
     fn content(&mut self, path: &[u8], size: u64) -> Result<Data, DirError> {
         // NONBLOCK: should the file have become a pipe, opening it must not wait for a writer.
-        let file = open_beneath(&self.root, &c_string(path.to_vec(), path)?, OFlags::RDONLY | OFlags::NONBLOCK)
-            .map_err(|errno| io_error(path, "open it", errno))?;
+        let file =
+            open_beneath(&self.root, &c_string(path.to_vec(), path)?, OFlags::RDONLY | OFlags::NONBLOCK)
+                .map_err(|errno| io_error(path, "open it", errno))?;
         let mut file = File::from(file);
         let unusable = |source| DirError::Io { path: shown(path), action: "read it", source };
         if !file.metadata().map_err(unusable)?.is_file() {

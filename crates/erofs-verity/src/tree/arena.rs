@@ -164,9 +164,10 @@ impl Arena {
 
     /// Binary logarithm of a chunk's blocks, and the first block of every chunk or [`NONE`].
     pub(crate) fn chunks(&self, blob: u32) -> (u32, impl Iterator<Item = u32>) {
-        let mut numbers = self.blob(blob).chunks_exact(size_of::<u32>()).map(|bytes| {
-            bytes.try_into().map_or(NONE, u32::from_le_bytes)
-        });
+        let mut numbers = self
+            .blob(blob)
+            .chunks_exact(size_of::<u32>())
+            .map(|bytes| bytes.try_into().map_or(NONE, u32::from_le_bytes));
         (numbers.next().unwrap_or(0), numbers)
     }
 

@@ -8,9 +8,7 @@
 //! The order in which nodes are added leaves no trace in the image, except through where the contents lie.
 
 pub use error::TreeError;
-pub use node::{
-    Data, DeviceNumber, Extent, Kind, MAX_NAME, MAX_SYMLINK, Metadata, Node, Timestamp, Xattrs,
-};
+pub use node::{Data, DeviceNumber, Extent, Kind, MAX_NAME, MAX_SYMLINK, Metadata, Node, Timestamp, Xattrs};
 
 use crate::erofs::xattr;
 use arena::{Arena, Demand, Inode, NONE, file_type, index};
@@ -243,9 +241,7 @@ impl Tree {
                 let bytes: Vec<u8> = numbers.flat_map(u32::to_le_bytes).collect();
                 (file_type::REGULAR, *size, self.arena.put_blob(&bytes))
             }
-            Kind::Symlink(target) => {
-                (file_type::SYMLINK, target.len() as u64, self.arena.put_blob(target))
-            }
+            Kind::Symlink(target) => (file_type::SYMLINK, target.len() as u64, self.arena.put_blob(target)),
             Kind::CharDevice(number) => (file_type::CHAR_DEVICE, 0, number.encode()),
             Kind::BlockDevice(number) => (file_type::BLOCK_DEVICE, 0, number.encode()),
             Kind::Fifo => (file_type::FIFO, 0, 0),
