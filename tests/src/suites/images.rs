@@ -252,8 +252,9 @@ fn lower_directories(cri: &mut Cri, container: &str) -> Result<Vec<String>> {
     let mounts = cri.succeed(container, &["cat", "/proc/mounts"])?;
     let root = mounts.lines().find(|line| line.split(' ').nth(1) == Some("/")).context("a root mount")?;
     let options = root.split(' ').nth(3).context("mount options")?;
-    let lower = options.split(',').find_map(|option| option.strip_prefix("lowerdir="));
-    Ok(lower.with_context(|| root.to_owned())?.split(':').map(str::to_owned).collect())
+    // One option each, as the kernel shows what was given one by one.
+    let lower = options.split(',').filter_map(|option| option.strip_prefix("lowerdir+="));
+    Ok(lower.map(str::to_owned).collect())
 }
 
 fn guest_devices(cri: &mut Cri, container: &str) -> Result<usize> {
