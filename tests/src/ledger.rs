@@ -34,7 +34,8 @@ impl Ledger {
         for entry in fs::read_dir("/proc")?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let command = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            if command.starts_with("uvm-") || command.starts_with("containerd-shim") {
+            let service = command.trim() == "uvm-snapshotter";
+            if !service && (command.starts_with("uvm-") || command.starts_with("containerd-shim")) {
                 entries.insert(format!("process {} {name}", command.trim()));
             }
         }

@@ -74,7 +74,9 @@ fn killed_snapshotter(bed: &Bed) -> Result<()> {
     // The cases that follow need it, whatever came of this one.
     restart_snapshotter(bed)?;
     outcome?;
-    ensure!((stored_layers()?, list("k8s.io")?) == kept, "expected {kept:?}, found {:?}", stored_layers());
+    // containerd tries again after a few seconds only.
+    let listed = eventually("containerd finds it", Duration::from_secs(30), || Ok(list("k8s.io").ok()))?;
+    ensure!((stored_layers()?, listed) == kept, "expected {kept:?}, found {:?}", stored_layers());
     let second = cri.run(&pod, "second", &["sh", "-c", "echo x > /file; cat /file"])?;
     ensure!(cri.wait(&second)?.0 == 0, "the second container failed");
     cri.remove_pod(&pod)?;
@@ -84,7 +86,7 @@ fn killed_snapshotter(bed: &Bed) -> Result<()> {
 /// Starts the snapshotter as the node did, and leaves it running.
 fn restart_snapshotter(bed: &Bed) -> Result<()> {
     let mut command = Command::new(bed.program("uvm-snapshotter"));
-    command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     eventually("the snapshotter answers", Duration::from_secs(60), || Ok(UnixStream::connect(SOCKET).ok()))?;
     Ok(())
 }
