@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Why there is no scratch device.
@@ -25,6 +26,8 @@ pub fn make(directory: &Path, bytes: u64) -> Result<File, ScratchError> {
     let make = || {
         fs::create_dir_all(directory)?;
         let file = tempfile::tempfile_in(directory)?;
+        // Its mode would be the umask's; /proc leads to a file without a name too.
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
         file.set_len(bytes)?;
         Ok(file)
     };
