@@ -5,6 +5,7 @@ mod containers;
 mod faults;
 mod images;
 mod launches;
+mod layers;
 mod pods;
 mod refusals;
 mod volumes;
@@ -19,6 +20,7 @@ pub fn all() -> Vec<Case> {
         refusals::CASES,
         attestation::CASES,
         containers::CASES,
+        layers::CASES,
         images::CASES,
         pods::CASES,
         volumes::CASES,

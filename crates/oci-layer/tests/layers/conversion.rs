@@ -7,11 +7,10 @@ use std::os::unix::fs::FileExt;
 
 use erofs_verity::layer::Settings;
 use flate2::write::GzEncoder;
+use layer_corpus::archive::{Archive, Header};
 use oci_layer::compression::{Compression, zstd_window};
 use oci_layer::{ConvertError, Converted, Digest, Limits, convert, convert_with};
 use sha2::{Digest as _, Sha256};
-
-use crate::archive::{Archive, Header};
 
 /// Root hash of [`sample`]. It changes only if the layer format does, and then every layer's does.
 const SAMPLE_ROOT: &str = "063df58e6977718bac917401d1b6198ae90272f65b2338d50d11dcea4e3cc6d7";

@@ -3,10 +3,10 @@
 use std::process::Command;
 use std::sync::LazyLock;
 
+use layer_corpus::archive::{Archive, Header, seal};
 use oci_layer::{Limits, convert};
 use proptest::prelude::*;
 
-use crate::archive::{Archive, Header, seal};
 use crate::layer::listing;
 
 /// Something of everything.

@@ -1,7 +1,6 @@
 //! Archives, hand-built and by GNU tar, against what they have to become.
 #![allow(clippy::unwrap_used, reason = "what fails in a helper has failed the test")]
 
-mod archive;
 mod comparison;
 mod conversion;
 mod hostile;

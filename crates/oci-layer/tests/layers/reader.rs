@@ -3,9 +3,8 @@
 use std::io::{self, BufRead, Read};
 
 use erofs_verity::tree::Timestamp;
+use layer_corpus::archive::{Archive, GNU, Header, V7, records, seal};
 use oci_layer::tar::{Entry, Kind, Reader, TarError};
-
-use crate::archive::{Archive, GNU, Header, V7, records, seal};
 
 /// All entries with their data.
 fn entries(archive: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>, TarError> {

@@ -1,8 +1,8 @@
 //! The OCI image specification's rules, entry by entry.
 
+use layer_corpus::archive::{Archive, Header};
 use oci_layer::Limits;
 
-use crate::archive::{Archive, Header};
 use crate::layer::{listing, listing_within};
 
 const ROOT: &str = "d 755 0:0 0 /";

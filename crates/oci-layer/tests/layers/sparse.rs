@@ -1,5 +1,6 @@
 //! Sparse files, in the four ways of writing their maps.
 
+use layer_corpus::archive::{Archive, GNU, Header, seal};
 use oci_layer::Limits;
 use oci_layer::apply::apply;
 use oci_layer::tar::{Fragment, Kind, Reader};
@@ -8,7 +9,6 @@ use erofs_verity::layer::{LayerWriter, Settings};
 use erofs_verity::tree;
 use proptest::prelude::*;
 
-use crate::archive::{Archive, GNU, Header, seal};
 use crate::layer::{listing, read};
 
 /// A sparse file of version 1.0.
