@@ -2,29 +2,31 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails in a helper has failed the test")]
 
-use std::io::Write;
+use std::fs;
 use std::process::Command;
 
 use erofs_verity::BLOCK_SIZE;
-use erofs_verity::verity::{
-    HashTree, HashTreeBuilder, OnCorruption, RootDigest, SALT, Superblock, VerityTarget,
-};
+use erofs_verity::layer::{Layer, LayerWriter, Settings};
+use erofs_verity::tree::{Metadata, Tree};
+use erofs_verity::verity::{OnCorruption, RootDigest, SALT, Superblock, VerityTarget};
 use sha2::{Digest, Sha256};
 
 fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|n| u8::try_from((n * 31 + n / 4096 * 7) % 251).unwrap()).collect()
 }
 
-fn build(data: &[u8], step: usize) -> HashTree {
-    let mut builder = HashTreeBuilder::default();
-    data.chunks(step).for_each(|piece| builder.update(piece));
-    builder.finish()
-}
-
-fn tree_bytes(tree: &HashTree) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    tree.write_to(&mut bytes).unwrap();
-    bytes
+/// A layer with an empty tree of one block and a content that makes `blocks` blocks in all.
+fn build(blocks: usize, step: usize) -> (Layer, tempfile::NamedTempFile) {
+    let out = tempfile::NamedTempFile::new().unwrap();
+    let mut writer = LayerWriter::new(out.as_file(), &Settings::default()).unwrap();
+    writer.begin().unwrap();
+    for piece in bytes((blocks - 2) * BLOCK_SIZE).chunks(step) {
+        writer.write(piece).unwrap();
+    }
+    writer.end().unwrap();
+    let layer = writer.finish(Tree::new(Metadata::default()).unwrap()).unwrap();
+    assert_eq!(layer.data_blocks, blocks as u64);
+    (layer, out)
 }
 
 /// Level by level, one block at a time, as the kernel's documentation describes it.
@@ -51,51 +53,44 @@ fn reference(data: &[u8]) -> ([u8; 32], Vec<u8>) {
 
 #[test]
 fn agrees_with_the_reference_at_every_level_border() {
-    for blocks in [1, 2, 127, 128, 129, 1024, 1025, 128 * 128, 128 * 128 + 1] {
-        let data = bytes(blocks * BLOCK_SIZE - usize::from(blocks > 2));
-        let tree = build(&data, 1_000_003);
-        let (root, levels) = reference(&data);
-        assert_eq!(tree.root(), RootDigest(root), "{blocks} blocks");
-        assert_eq!(tree.data_blocks(), blocks as u64);
-        assert_eq!(tree.size(), levels.len() as u64);
-        assert!(tree_bytes(&tree) == levels, "{blocks} blocks");
+    for blocks in [2, 127, 128, 129, 1024, 1025, 128 * 128, 128 * 128 + 1] {
+        let (layer, file) = build(blocks, 1_000_003);
+        let stored = fs::read(file.path()).unwrap();
+        let (root, levels) = reference(&stored[..blocks * BLOCK_SIZE]);
+        assert_eq!(layer.root, RootDigest(root), "{blocks} blocks");
+        assert!(stored[(blocks + 1) * BLOCK_SIZE..] == levels, "{blocks} blocks");
     }
 }
 
 #[test]
 fn pieces_do_not_matter() {
-    let data = bytes(300 * BLOCK_SIZE);
-    let whole = build(&data, data.len());
+    let (whole, _) = build(300, usize::MAX);
     for step in [1000, 4096, 4097, 65536] {
-        assert_eq!(build(&data, step).root(), whole.root());
+        assert_eq!(build(300, step).0, whole);
     }
 }
 
+/// The largest has more leaf digests than stay in memory.
 #[test]
 fn veritysetup_accepts_superblock_and_tree() {
     if Command::new("veritysetup").arg("--version").output().is_err() {
         eprintln!("skipped: veritysetup (Debian package cryptsetup-bin) is not installed");
         return;
     }
-    for blocks in [1u64, 2, 128, 129, 20_000] {
-        let data = bytes(usize::try_from(blocks).unwrap() * BLOCK_SIZE);
-        let tree = build(&data, data.len());
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        for part in [&data, &Superblock { data_blocks: blocks }.to_block(), &tree_bytes(&tree)] {
-            file.write_all(part).unwrap();
-        }
+    for blocks in [2, 128, 129, 70_000] {
+        let (layer, file) = build(blocks, 1 << 20);
         let verify = |root: RootDigest| {
             Command::new("veritysetup")
-                .arg(format!("--hash-offset={}", data.len()))
+                .arg(format!("--hash-offset={}", blocks * BLOCK_SIZE))
                 .arg("verify")
                 .args([file.path(), file.path()])
                 .arg(root.to_string())
                 .output()
                 .unwrap()
         };
-        let output = verify(tree.root());
+        let output = verify(layer.root);
         assert!(output.status.success(), "{blocks} blocks: {}", String::from_utf8_lossy(&output.stderr));
-        let mut wrong = tree.root();
+        let mut wrong = layer.root;
         wrong.0[0] ^= 1;
         assert!(!verify(wrong).status.success(), "{blocks} blocks: veritysetup accepted a wrong root");
     }

@@ -107,4 +107,4 @@ pub fn hash_blocks(data: &[u8], digests: &mut [u8]) {
     }
 }
 
-const _: () = assert!(FANOUT as usize == BLOCK_SIZE / DIGEST_SIZE && PIECE.is_multiple_of(BLOCK_SIZE));
+const _: () = assert!(FANOUT == (BLOCK_SIZE / DIGEST_SIZE) as u64 && PIECE.is_multiple_of(BLOCK_SIZE));

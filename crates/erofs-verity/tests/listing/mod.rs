@@ -2,16 +2,17 @@
 #![allow(clippy::unwrap_used, reason = "what fails in a helper has failed the test")]
 
 use std::collections::BTreeMap;
-use std::io::Read;
 
-use erofs_verity::source::Content;
-use erofs_verity::tree::{Kind, Metadata, NodeId, Timestamp, Tree, Xattrs};
+use erofs_verity::tree::{Data, Extent, Kind, Metadata, NodeId, Timestamp, Tree, Xattrs};
+
+use crate::kept::Kept;
 
 /// One name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entry {
     metadata: Metadata,
-    kind: Kind<Vec<u8>>,
+    kind: Kind,
+    content: Vec<u8>,
     /// The first path, in order, that names the same node.
     same_as: Vec<u8>,
 }
@@ -29,8 +30,8 @@ impl Entry {
 }
 
 /// Every name of `tree` by path.
-pub fn list<C: Content>(tree: &Tree<C>) -> BTreeMap<Vec<u8>, Entry> {
-    let mut paths: Vec<(Vec<u8>, NodeId)> = vec![(Vec::new(), Tree::<C>::ROOT)];
+pub fn list(tree: &Tree, contents: &Kept) -> BTreeMap<Vec<u8>, Entry> {
+    let mut paths: Vec<(Vec<u8>, NodeId)> = vec![(Vec::new(), Tree::ROOT)];
     let mut next = 0;
     while let Some((path, id)) = paths.get(next).cloned() {
         next += 1;
@@ -41,22 +42,18 @@ pub fn list<C: Content>(tree: &Tree<C>) -> BTreeMap<Vec<u8>, Entry> {
     paths.sort();
     let mut first: BTreeMap<NodeId, Vec<u8>> = BTreeMap::new();
     let entry = |(path, id): (Vec<u8>, NodeId)| {
-        let node = tree.node(id);
-        let kind = match &node.kind {
-            Kind::Regular { size, content } => {
-                let mut bytes = Vec::new();
-                content.open().unwrap().read_to_end(&mut bytes).unwrap();
-                Kind::Regular { size: *size, content: bytes }
+        let mut kind = tree.kind(id).unwrap();
+        let mut content = Vec::new();
+        if let Kind::Regular { size, data } = &mut kind {
+            let Data::Flat(extent) = std::mem::replace(data, Data::Flat(Extent::EMPTY)) else {
+                panic!("a sparse file in a tree of whole ones")
+            };
+            if *size > 0 {
+                content.clone_from(&contents.0[&extent.first_block]);
             }
-            Kind::Directory => Kind::Directory,
-            Kind::Symlink(target) => Kind::Symlink(target.clone()),
-            Kind::CharDevice(number) => Kind::CharDevice(*number),
-            Kind::BlockDevice(number) => Kind::BlockDevice(*number),
-            Kind::Fifo => Kind::Fifo,
-            Kind::Socket => Kind::Socket,
-        };
+        }
         let same_as = first.entry(id).or_insert_with(|| path.clone()).clone();
-        (path, Entry { metadata: node.metadata.clone(), kind, same_as })
+        (path, Entry { metadata: tree.metadata(id), kind, content, same_as })
     };
     paths.into_iter().map(entry).collect()
 }
