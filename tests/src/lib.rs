@@ -11,6 +11,7 @@ pub mod exec_stream;
 pub mod layered_image;
 pub mod ledger;
 pub mod oci_archive;
+pub mod own_machine;
 pub mod registry;
 pub mod snapshots;
 pub mod suites;

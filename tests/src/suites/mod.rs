@@ -3,10 +3,12 @@
 mod attestation;
 mod containers;
 mod faults;
+mod hostile_host;
 mod images;
 mod launches;
 mod pods;
 mod refusals;
+mod tampering;
 mod volumes;
 
 use crate::case::Case;
@@ -22,6 +24,8 @@ pub fn all() -> Vec<Case> {
         images::CASES,
         pods::CASES,
         volumes::CASES,
+        tampering::CASES,
+        hostile_host::CASES,
         faults::CASES,
     ]
     .concat()
