@@ -132,6 +132,7 @@ fn lies(bed: &Bed) -> Result<()> {
                 &hash,
             ),
         ];
+        let mut found = Vec::new();
         for ((what, changed, name), number) in changes.into_iter().zip(0..) {
             let id = format!("lie-{number}");
             let mut storages = attached.storages(&id)?;
@@ -141,8 +142,11 @@ fn lies(bed: &Bed) -> Result<()> {
                 *option = option.replace(&hash, name);
             }
             storages[1] = changed;
-            attached.expect_refused(what, &id, storages, name)?;
+            found.extend(
+                attached.expect_refused(what, &id, storages, name).err().map(|error| error.to_string()),
+            );
         }
+        ensure!(found.is_empty(), "{}", found.join("; "));
         reordered(&attached)?;
         attached.expect_served("after")
     })
