@@ -12,6 +12,7 @@ pub mod file_tree;
 pub mod layered_image;
 pub mod ledger;
 pub mod oci_archive;
+pub mod own_machine;
 pub mod registry;
 pub mod snapshots;
 pub mod suites;

@@ -29,6 +29,10 @@ pub struct StoredLayer {
     pub root_hash: String,
     /// Digest of the uncompressed tar, if it came from one.
     pub diff_id: Option<String>,
+    /// Blocks of 4096 bytes of the file system image, which the hash tree's superblock follows.
+    pub data_blocks: u64,
+    /// Length of the file in bytes.
+    pub length: u64,
     /// Bytes that the file takes on disk.
     pub allocated: u64,
 }
@@ -50,6 +54,8 @@ pub fn stored_layers() -> Result<Vec<StoredLayer>> {
             path,
             root_hash: fields["root_hash"].as_str().context("a root hash")?.to_owned(),
             diff_id: fields["diff_id"].as_str().map(str::to_owned),
+            data_blocks: fields["data_blocks"].as_u64().context("a number of data blocks")?,
+            length: metadata.len(),
             allocated: metadata.blocks() * 512,
         });
     }

@@ -3,11 +3,13 @@
 mod attestation;
 mod containers;
 mod faults;
+mod hostile_host;
 mod images;
 mod launches;
 mod layers;
 mod pods;
 mod refusals;
+mod tampering;
 mod volumes;
 
 use crate::case::Case;
@@ -24,6 +26,8 @@ pub fn all() -> Vec<Case> {
         images::CASES,
         pods::CASES,
         volumes::CASES,
+        tampering::CASES,
+        hostile_host::CASES,
         faults::CASES,
     ]
     .concat()
