@@ -70,6 +70,21 @@ impl AgentError {
     }
 }
 
+impl AgentError {
+    /// The same failure, which befell the layer with this root hash: whoever reads it has many layers.
+    #[must_use]
+    pub fn of_layer(self, root_hash: &str) -> Self {
+        let named = |words: String| format!("layer {root_hash}: {words}");
+        match self {
+            Self::State(words) => Self::State(named(words)),
+            Self::Runtime(words) => Self::Runtime(named(words)),
+            Self::Io { what, source } => Self::Io { what: named(what), source },
+            // These name what they are about.
+            other => other,
+        }
+    }
+}
+
 impl From<AgentError> for ttrpc::Error {
     fn from(error: AgentError) -> Self {
         Self::RpcStatus(ttrpc::get_status(error.code(), error.to_string()))

@@ -82,7 +82,8 @@ impl<M: Mounter> SharedLayers<M> {
         let users = BTreeSet::from([container.to_owned()]);
         let shared = Shared { layer: layer.clone(), users, ready: false, done: M::Done::default() };
         let shared = self.layers.entry(hash.clone()).or_insert(shared);
-        self.mounter.mount(layer, &mut shared.done).await?;
+        let mounted = self.mounter.mount(layer, &mut shared.done).await;
+        mounted.map_err(|error| error.of_layer(hash))?;
         shared.ready = true;
         Ok(())
     }
