@@ -56,7 +56,8 @@ impl Ledger {
             });
         }
         walk(Path::new(CGROUPS), DEPTH, &mut |path| {
-            if path.is_dir() {
+            // runc, which some cases compare with, keeps a group for each namespace that it has ever seen.
+            if path.is_dir() && !NAMESPACES.iter().any(|name| path == Path::new(CGROUPS).join(name)) {
                 entries.insert(format!("cgroup {}", path.display()));
             }
         });
