@@ -56,6 +56,7 @@ const PACKAGES: &[Package] = &[
     // What unit tests compare with.
     package("cryptsetup-bin", "/sbin/veritysetup"),
     package("erofs-utils", "/usr/bin/fsck.erofs"),
+    package("e2fsprogs", "/sbin/e2fsck"),
 ];
 
 /// Installs whatever of [`PACKAGES`] is missing. Silent and quick when nothing is.
