@@ -14,7 +14,7 @@ use crate::tally::Tally;
 use crate::{image, places, setup};
 
 /// The targets, by the name of their program.
-const TARGETS: [&str; 3] = ["image", "report", "parameters"];
+const TARGETS: [&str; 5] = ["image", "report", "parameters", "layer_tar", "erofs_writer"];
 /// How long each runs in the tests.
 const SHORT_SECONDS: u32 = 10;
 /// Longest input: what is parsed is decided by far fewer bytes.
@@ -80,9 +80,11 @@ fn build(folder: &Path) -> Result<()> {
 
 /// Small valid inputs, from which mutation starts.
 fn seeds(folder: &Path) -> Result<()> {
+    let folder = folder.join("seeds");
+    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let mut seeds = Command::new("cargo");
     seeds.current_dir(places::repository()).args(["run", "--quiet", "--locked", "--package=testbed"]);
-    let status = seeds.args(["--bin=fuzz-seeds", "--"]).arg(folder.join("seeds")).status()?;
+    let status = seeds.args(["--bin=fuzz-seeds", "--"]).arg(folder).status()?;
     ensure!(status.success(), "the seeds of the fuzz targets cannot be made");
     Ok(())
 }

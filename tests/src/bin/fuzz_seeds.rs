@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
 use boot_abi::{MemoryMapEntry, PARAMS_MEMORY_MAP, PARAMS_VP_COUNT};
 use evidence::report::Report;
 use igvm::{IgvmDirectiveHeader, IgvmFile, IgvmInitializationHeader, IgvmPlatformHeader, IgvmRevision};
@@ -15,15 +15,33 @@ use igvm_defs::{
 use launch::snp::vmsa;
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
+/// Largest seed: small ones are mutated faster.
+const SEED_BYTES: usize = 32 * 1024;
+
 fn main() -> Result<()> {
-    let folder = std::env::args_os().nth(1).context("expected one argument: the folder to write to")?;
-    let folder = Path::new(&folder);
-    for (target, seed) in [("image", image()?), ("report", report()?), ("parameters", parameters())] {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let [folder] = &arguments[..] else {
+        bail!("expected one argument, the folder to write to: {arguments:?}")
+    };
+    let folder = Path::new(folder);
+    ensure!(folder.is_dir(), "expected a folder, found {}", folder.display());
+    let write = |target: &str, name: &str, seed: &[u8]| {
         let folder = folder.join(target);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        fs::write(folder.join("seed"), seed)?;
+        fs::write(folder.join(name), seed).with_context(|| folder.display().to_string())
+    };
+    write("image", "seed", &image()?)?;
+    write("report", "seed", &report()?)?;
+    write("parameters", "seed", &parameters())?;
+    for odd in layer_corpus::corpus().iter().filter(|odd| odd.tar.len() <= SEED_BYTES) {
+        write("layer_tar", odd.name, &odd.tar)?;
     }
-    Ok(())
+    write("erofs_writer", "seed", &actions())
+}
+
+/// Whatever they say to the target: some of each.
+fn actions() -> Vec<u8> {
+    (0..=u8::MAX).map(|number| number.wrapping_mul(37)).collect()
 }
 
 /// One file for three platforms, with every kind of header that the loader knows.
