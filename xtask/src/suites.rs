@@ -8,13 +8,14 @@ use indicatif::ProgressBar;
 use crate::tally::{Tally, counted};
 use crate::{image, places, redis_image};
 
-/// Builds product, test image and suites, and runs the suites in a node of their own.
+/// Builds product, test images and suites, and runs the suites in a node of their own.
 ///
 /// # Errors
 /// When something does not build, or the node does not boot.
 pub fn run() -> Result<Tally> {
     let product = image::build()?;
     redis_image::busybox(&product, &ProgressBar::hidden())?;
+    redis_image::redis(&product, &ProgressBar::hidden())?;
     let build = ["build", "--quiet", "--locked", "--package=testbed"];
     let status = Command::new("cargo").args(build).current_dir(places::repository()).status()?;
     ensure!(status.success(), "the suites do not build");
