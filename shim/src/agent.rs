@@ -23,10 +23,8 @@ use ttrpc::context::{self, Context};
 
 /// How long a connection to the agent may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the agent may take for a request that changes something.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the agent may take to deliver a signal or answer a question.
-const QUICK_TIMEOUT: Duration = Duration::from_secs(10);
+/// What part of its time for a change the agent may take to deliver a signal or answer a question.
+const QUICK: u32 = 6;
 /// Longest answer to `CONNECT`, in bytes.
 const MAX_GREETING_BYTES: usize = 32;
 /// Longest explanation that is passed on from the agent, in characters.
@@ -137,6 +135,7 @@ pub enum Output {
 pub struct Agent {
     client: AgentServiceClient,
     events: EventsClient,
+    limit: Duration,
 }
 
 impl fmt::Debug for Agent {
@@ -167,18 +166,18 @@ fn unbounded() -> Context {
 
 impl Agent {
     /// Connects to the agent through the hybrid vsock socket `vsock`. The agent listens already: it has said
-    /// so in its handshake.
+    /// so in its handshake. It may take `limit` for a request that changes something.
     ///
     /// # Errors
     /// When there is no connection within five seconds.
-    pub async fn connect(vsock: &Path) -> Result<Self, AgentError> {
+    pub async fn connect(vsock: &Path, limit: Duration) -> Result<Self, AgentError> {
         let failed = |source| AgentError::Connect { path: vsock.into(), source };
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, open_port(vsock, AGENT_PORT))
             .await
             .map_err(|_| failed(io::ErrorKind::TimedOut.into()))??;
         let connection = Client::new(Socket::from(stream));
         let events = EventsClient::new(connection.clone());
-        Ok(Self { client: AgentServiceClient::new(connection), events })
+        Ok(Self { client: AgentServiceClient::new(connection), events, limit })
     }
 
     /// Gives the pod its name and what belongs to the whole of it.
@@ -197,7 +196,7 @@ impl Agent {
             storages,
             ..Default::default()
         };
-        self.client.create_sandbox(within(REQUEST_TIMEOUT), &request).await.map_err(AgentError::Call)?;
+        self.client.create_sandbox(within(self.limit), &request).await.map_err(AgentError::Call)?;
         Ok(())
     }
 
@@ -206,7 +205,7 @@ impl Agent {
     /// # Errors
     /// When the agent refuses or does not answer.
     pub async fn create_container(&self, request: &proto::CreateContainerRequest) -> Result<(), AgentError> {
-        self.client.create_container(within(REQUEST_TIMEOUT), request).await.map_err(AgentError::Call)?;
+        self.client.create_container(within(self.limit), request).await.map_err(AgentError::Call)?;
         Ok(())
     }
 
@@ -216,7 +215,7 @@ impl Agent {
     /// When the agent refuses or does not answer.
     pub async fn start_container(&self, container: &str) -> Result<(), AgentError> {
         let request = proto::StartContainerRequest { container_id: container.into(), ..Default::default() };
-        self.client.start_container(within(REQUEST_TIMEOUT), &request).await.map_err(AgentError::Call)?;
+        self.client.start_container(within(self.limit), &request).await.map_err(AgentError::Call)?;
         Ok(())
     }
 
@@ -226,7 +225,7 @@ impl Agent {
     /// When the agent refuses or does not answer.
     pub async fn remove_container(&self, container: &str) -> Result<(), AgentError> {
         let request = proto::RemoveContainerRequest { container_id: container.into(), ..Default::default() };
-        self.client.remove_container(within(REQUEST_TIMEOUT), &request).await.map_err(AgentError::Call)?;
+        self.client.remove_container(within(self.limit), &request).await.map_err(AgentError::Call)?;
         Ok(())
     }
 
@@ -241,7 +240,7 @@ impl Agent {
             process: Some(spec).into(),
             ..Default::default()
         };
-        self.client.exec_process(within(REQUEST_TIMEOUT), &request).await.map_err(AgentError::Call)?;
+        self.client.exec_process(within(self.limit), &request).await.map_err(AgentError::Call)?;
         Ok(())
     }
 
@@ -264,7 +263,7 @@ impl Agent {
     async fn signal_wire(&self, container: &str, exec_id: String, signal: u32) -> Result<(), AgentError> {
         let container_id = container.into();
         let request = proto::SignalProcessRequest { container_id, exec_id, signal, ..Default::default() };
-        self.client.signal_process(within(QUICK_TIMEOUT), &request).await.map_err(AgentError::Call)?;
+        self.client.signal_process(within(self.limit / QUICK), &request).await.map_err(AgentError::Call)?;
         Ok(())
     }
 
@@ -343,8 +342,8 @@ impl Agent {
             exec_id: process.wire_exec(),
             ..Default::default()
         };
-        let client = self.client.clone();
-        whole(async move { client.close_stdin(within(QUICK_TIMEOUT), &request).await }).await?;
+        let (client, limit) = (self.client.clone(), within(self.limit / QUICK));
+        whole(async move { client.close_stdin(limit, &request).await }).await?;
         Ok(())
     }
 
@@ -360,7 +359,7 @@ impl Agent {
             column: columns,
             ..Default::default()
         };
-        self.client.tty_win_resize(within(QUICK_TIMEOUT), &request).await.map_err(AgentError::Call)?;
+        self.client.tty_win_resize(within(self.limit / QUICK), &request).await.map_err(AgentError::Call)?;
         Ok(())
     }
 
@@ -370,7 +369,7 @@ impl Agent {
     /// When the agent refuses or does not answer.
     pub async fn pause(&self, container: &str) -> Result<(), AgentError> {
         let request = proto::PauseContainerRequest { container_id: container.into(), ..Default::default() };
-        self.client.pause_container(within(QUICK_TIMEOUT), &request).await.map_err(AgentError::Call)?;
+        self.client.pause_container(within(self.limit / QUICK), &request).await.map_err(AgentError::Call)?;
         Ok(())
     }
 
@@ -380,7 +379,7 @@ impl Agent {
     /// When the agent refuses or does not answer.
     pub async fn resume(&self, container: &str) -> Result<(), AgentError> {
         let request = proto::ResumeContainerRequest { container_id: container.into(), ..Default::default() };
-        self.client.resume_container(within(QUICK_TIMEOUT), &request).await.map_err(AgentError::Call)?;
+        self.client.resume_container(within(self.limit / QUICK), &request).await.map_err(AgentError::Call)?;
         Ok(())
     }
 
@@ -394,7 +393,7 @@ impl Agent {
             resources: Some(resources).into(),
             ..Default::default()
         };
-        self.client.update_container(within(QUICK_TIMEOUT), &request).await.map_err(AgentError::Call)?;
+        self.client.update_container(within(self.limit / QUICK), &request).await.map_err(AgentError::Call)?;
         Ok(())
     }
 
@@ -404,7 +403,7 @@ impl Agent {
     /// When the agent refuses or does not answer.
     pub async fn stats(&self, container: &str) -> Result<proto::StatsContainerResponse, AgentError> {
         let request = proto::StatsContainerRequest { container_id: container.into(), ..Default::default() };
-        self.client.stats_container(within(QUICK_TIMEOUT), &request).await.map_err(AgentError::Call)
+        self.client.stats_container(within(self.limit / QUICK), &request).await.map_err(AgentError::Call)
     }
 
     /// Puts a piece of a file into the guest's shared directory.
@@ -412,7 +411,7 @@ impl Agent {
     /// # Errors
     /// When the agent refuses or does not answer.
     pub async fn copy_file(&self, request: &proto::CopyFileRequest) -> Result<(), AgentError> {
-        self.client.copy_file(within(QUICK_TIMEOUT), request).await.map_err(AgentError::Call)?;
+        self.client.copy_file(within(self.limit / QUICK), request).await.map_err(AgentError::Call)?;
         Ok(())
     }
 

@@ -82,6 +82,9 @@ pub struct Config {
     /// How long a machine may take from its start until its agent serves, in seconds.
     #[serde(default = "default_boot_timeout_s")]
     pub boot_timeout_s: u64,
+    /// How long the agent may take for a request that changes something, in seconds.
+    #[serde(default = "default_request_timeout_s")]
+    pub request_timeout_s: u64,
 }
 
 fn default_vmm() -> PathBuf {
@@ -117,6 +120,10 @@ const fn default_tee() -> Tee {
 }
 
 const fn default_boot_timeout_s() -> u64 {
+    60
+}
+
+const fn default_request_timeout_s() -> u64 {
     60
 }
 
@@ -258,8 +265,12 @@ impl Config {
         if self.scratch_mib != 0 && !SCRATCH_MIB.contains(&self.scratch_mib) {
             return Err(value("scratch_mib", "0 or 32 to 16777216", self.scratch_mib.to_string()));
         }
-        if !(1..=3600).contains(&self.boot_timeout_s) {
-            return Err(value("boot_timeout_s", "1 to 3600", self.boot_timeout_s.to_string()));
+        for (key, seconds) in
+            [("boot_timeout_s", self.boot_timeout_s), ("request_timeout_s", self.request_timeout_s)]
+        {
+            if !(1..=3600).contains(&seconds) {
+                return Err(value(key, "1 to 3600", seconds.to_string()));
+            }
         }
         Ok(())
     }

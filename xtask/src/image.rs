@@ -119,10 +119,13 @@ fn shim_configuration(out: &Path, image: &str, tee: &str) -> String {
     let path = |name: &str| out.join(name).display().to_string();
     format!(
         "# Written by `cargo xtask image`.\nimage = \"{}\"\nrootfs = \"{}\"\nvmm = \"{}\"\ntee = \"{tee}\"\n\
-         enable_annotations = [\"scratch_mib\"]\n",
+         enable_annotations = [\"scratch_mib\"]\n\
+         # Its users are emulated nodes, of which one may take minutes over a container.\n\
+         boot_timeout_s = {timeout}\nrequest_timeout_s = {timeout}\n",
         path(image),
         path("rootfs.img"),
         path("bin/uvm-vmm"),
+        timeout = 240,
     )
 }
 

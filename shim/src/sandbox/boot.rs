@@ -83,7 +83,7 @@ async fn boot_in(
     let shim = Process::running(std::process::id()).map_err(failed("record this process in"))?;
     let vmm = Process::running(vm.pid()).map_err(failed("record the machine in"))?;
     state.record(&Record { shim, vmm }).map_err(failed("write the record in"))?;
-    let agent = Agent::connect(vm.vsock()).await?;
+    let agent = Agent::connect(vm.vsock(), Duration::from_secs(config.request_timeout_s)).await?;
     let mut storages = Vec::new();
     if let Some((file, bytes)) = scratch {
         vm.attach(SLOT_SCRATCH, 0, vec![(file, Segment { offset: 0, length: bytes })]).await?;
