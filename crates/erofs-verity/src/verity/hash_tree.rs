@@ -10,9 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use sha2::{Digest, Sha256};
-
-use super::{DIGEST_SIZE, RootDigest, SALT};
+use super::{DIGEST_SIZE, RootDigest, hash_blocks};
 use crate::layer::WriteError;
 use crate::{BLOCK_BYTES, BLOCK_SIZE};
 
@@ -98,13 +96,6 @@ impl HashTree {
 fn part(buffer: &mut [u8], length: u64) -> &mut [u8] {
     let length = usize::try_from(length).unwrap_or(usize::MAX).min(buffer.len());
     &mut buffer[..length]
-}
-
-/// Writes the digests of whole blocks, one behind the other, to `digests`, which has 32 bytes for each block.
-pub fn hash_blocks(data: &[u8], digests: &mut [u8]) {
-    for (block, digest) in data.chunks_exact(BLOCK_SIZE).zip(digests.chunks_exact_mut(DIGEST_SIZE)) {
-        digest.copy_from_slice(&Sha256::new().chain_update(SALT).chain_update(block).finalize());
-    }
 }
 
 const _: () = assert!(FANOUT == (BLOCK_SIZE / DIGEST_SIZE) as u64 && PIECE.is_multiple_of(BLOCK_SIZE));

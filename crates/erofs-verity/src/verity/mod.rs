@@ -7,10 +7,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-pub use hash_tree::{HashTree, hash_blocks};
+pub use hash_tree::HashTree;
+pub use sha256::hash_blocks;
 pub use superblock::{SUPERBLOCK_SIZE, Superblock, SuperblockError};
 
 mod hash_tree;
+mod sha256;
 mod superblock;
 
 /// Bytes in a SHA-256 digest.
