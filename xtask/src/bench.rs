@@ -6,12 +6,17 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::tally::Tally;
 use crate::{image, places};
+
+/// Benches that need no virtual machine and are their crates' own: a name, and the package that `cargo bench` runs.
+/// They run on this machine, whose processor is not emulated.
+const OF_CRATES: [(&str, &str); 3] =
+    [("layers", "oci-layer"), ("measure", "igvm-builder"), ("policy", "policy")];
 
 /// Arguments of `bench`; those of `node-bench` follow after `--`.
 #[derive(Debug, clap::Args)]
@@ -47,9 +52,45 @@ pub struct Arguments {
 /// # Errors
 /// When something does not build, or the node does not boot.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let everything = arguments.names.is_empty() && !arguments.guard && !arguments.update_baseline;
+    let is_of_crate = |name: &String| OF_CRATES.iter().any(|(known, _)| known == name);
+    let (of_crates, names): (Vec<_>, Vec<_>) = arguments.names.iter().cloned().partition(is_of_crate);
+    let mut good = true;
+    for (name, package) in OF_CRATES {
+        if everything || of_crates.iter().any(|wanted| wanted == name) {
+            good &= bench_crate(name, package)?;
+        }
+    }
+    if of_crates.is_empty() || !names.is_empty() {
+        good &= run_harness(arguments, &names)?;
+    }
+    Ok(ExitCode::from(u8::from(!good)))
+}
+
+/// Runs the benches of one crate and keeps what they print; true when they succeed.
+fn bench_crate(name: &str, package: &str) -> Result<bool> {
+    let crates =
+        ["crates/", ""].map(|folder| places::repository().join(format!("{folder}{package}/benches")));
+    if !crates.iter().any(|benches| benches.is_dir()) {
+        eprintln!("{name}: waiting for benches of {package}");
+        return Ok(true);
+    }
+    eprintln!("{name}: cargo bench --package {package}");
+    let mut cargo = Command::new("cargo");
+    cargo.args(["bench", "--quiet", "--locked", "--package", package]).current_dir(places::repository());
+    let output = cargo.stderr(Stdio::inherit()).output()?;
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    let kept = places::target().join("bench");
+    fs::create_dir_all(&kept)?;
+    fs::write(kept.join(format!("{name}.txt")), &output.stdout)?;
+    Ok(output.status.success())
+}
+
+/// Runs the harness; true when it succeeds, and so does the guard if it was asked.
+fn run_harness(arguments: &Arguments, names: &[String]) -> Result<bool> {
     let product = image::build()?;
     let program = harness()?;
-    let counts_only = arguments.names.is_empty() && (arguments.guard || arguments.update_baseline);
+    let counts_only = names.is_empty() && (arguments.guard || arguments.update_baseline);
     let shared = places::target().join("node/share");
     let out = shared.join("bench");
     let mut command = if arguments.here || counts_only {
@@ -72,14 +113,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     ] {
         command.args(given.then_some(flag));
     }
-    let status = command.args(&arguments.more).args(&arguments.names).status()?;
+    let status = command.args(&arguments.more).args(names).status()?;
     if !counts_only {
         keep(&out)?;
     }
     if arguments.update_baseline && status.success() {
         fs::copy(shared.join("baseline.json"), committed_baseline())?;
     }
-    Ok(ExitCode::from(u8::from(!status.success())))
+    Ok(status.success())
 }
 
 /// The guard on what needs no machine, as a step of the test run.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::kvm_stats;
 use super::machines::{Booted, Monitor};
-use super::resident::Resident;
+use super::resident::{Guest, Resident};
 use super::rounds::Contender;
 use super::sample::{Unit, Value};
 
@@ -69,7 +69,7 @@ impl Contender for Memory {
     fn measure(&mut self) -> Result<Vec<Value>> {
         let folder = tempfile::tempdir()?;
         let booted = self.monitor.boot(folder.path())?;
-        let resident = Resident::of(booted.machine.pid(), Some(self.guest_kib))?;
+        let resident = Resident::of(booted.machine.pid(), Guest::Of(self.guest_kib))?;
         let mut values = resident.values("monitor");
         values.push(Value::count("guest memory touched", Unit::Kibibytes, resident.guest));
         Ok(values)

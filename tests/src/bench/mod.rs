@@ -4,6 +4,7 @@
 //! as JSON, as a table and as a picture. What cannot be measured on a machine is said, never left out silently.
 
 pub mod boot;
+pub mod containers;
 pub mod counts;
 pub mod environment;
 pub mod guard;
@@ -11,8 +12,10 @@ pub mod kvm_stats;
 pub mod machines;
 pub mod marker;
 pub mod plot;
+pub mod program_run;
 pub mod report;
 pub mod resident;
+pub mod round_trip;
 pub mod rounds;
 pub mod sample;
 pub mod table;
@@ -25,11 +28,16 @@ use anyhow::{Context as _, Result, bail};
 use launch::plan::Tee;
 
 use self::boot::{Boot, Memory};
+use self::containers::{ByRuntime, Layers, Pods};
+use self::environment::Environment;
 use self::machines::{CloudHypervisor, Firecracker, Monitor, Others, Product, Qemu, Size, Uvm};
 use self::marker::MarkerGuest;
+use self::program_run::ProgramRun;
 use self::report::{BenchReport, Report};
+use self::round_trip::RoundTrip;
 use self::rounds::{Contender, Rounds, take_turns};
 use crate::case::Bed;
+use crate::ctr::{RUNTIME, import_busybox};
 
 /// What every bench may use.
 #[derive(Debug)]
@@ -61,6 +69,12 @@ pub const ALL: &[Entry] = &[
     Entry { name: "boot", title: "from process start to the guest's first process", run: boot },
     Entry { name: "ready", title: "from process start to an agent that serves", run: ready },
     Entry { name: "memory", title: "memory of the monitor, and of its guest, once booted", run: memory },
+    Entry { name: "containers", title: "a container by ctr, beside other runtimes", run: containers },
+    Entry { name: "pods", title: "idle pods: time to create, memory for each", run: pods },
+    Entry { name: "attach", title: "a container on images of many layers, in a pod that runs", run: attach },
+    Entry { name: "round-trip", title: "one small question to the agent", run: round_trip },
+    Entry { name: "digest", title: "the launch digests of an image, beside one pass of a hash", run: digest },
+    Entry { name: "block", title: "reading from a disk in the guest", run: block },
 ];
 
 /// The benches of these names, or all.
@@ -173,6 +187,72 @@ fn memory(bench: &Bench, report: &mut BenchReport) -> Result<()> {
         report,
         monitors.map(|monitor| -> Box<dyn Contender> { Box::new(Memory { monitor, guest_kib }) }),
     )
+}
+
+fn containers(bench: &Bench, report: &mut BenchReport) -> Result<()> {
+    const OWN: &[&str] = &["--runtime", RUNTIME];
+    const RUNC: &[&str] = &["--runtime", "io.containerd.runc.v2"];
+    const CRUN: &[&str] = &["--runtime", "io.containerd.runc.v2", "--runc-binary", "crun"];
+    import_busybox(&bench.bed)?;
+    let mut runtimes = vec![ByRuntime { name: "uvm", flags: OWN }, ByRuntime { name: "runc", flags: RUNC }];
+    if on_path("crun") {
+        runtimes.push(ByRuntime { name: "crun", flags: CRUN });
+    } else {
+        report.missing.push("crun: not installed".into());
+    }
+    turns(bench, report, runtimes.into_iter().map(|runtime| -> Box<dyn Contender> { Box::new(runtime) }))
+}
+
+/// Numbers of pods, as far as the machine has memory for them: an idle pod's guest touches about 64 MiB, and a
+/// quarter of the memory is for everything else.
+fn pods(bench: &Bench, report: &mut BenchReport) -> Result<()> {
+    const NUMBERS: [usize; 3] = [1, 10, 30];
+    const POD_KIB: u64 = 80 * 1024;
+    let total = Environment::here(None).memory_kib;
+    let most = usize::try_from(total / 4 * 3 / POD_KIB)?;
+    let (at, too_many): (Vec<_>, Vec<_>) = NUMBERS.into_iter().partition(|number| *number <= most);
+    for number in too_many {
+        report.missing.push(format!("{number} pods: this machine has memory for {most}"));
+    }
+    import_busybox(&bench.bed)?;
+    let mut contenders: [Box<dyn Contender>; 1] = [Box::new(Pods { at, logs: bench.folder.clone() })];
+    // Each pod is a sample of its own.
+    report.rows.extend(take_turns(&mut contenders, Rounds { warm_up: 0, counted: 1 })?);
+    Ok(())
+}
+
+fn attach(bench: &Bench, report: &mut BenchReport) -> Result<()> {
+    const LAYERS: [usize; 3] = [1, 12, 100];
+    let images = LAYERS.into_iter().map(|layers| Layers::import(&bench.folder, layers));
+    let images = images.collect::<Result<Vec<_>>>()?;
+    turns(bench, report, images.into_iter().map(|image| -> Box<dyn Contender> { Box::new(image) }))
+}
+
+fn round_trip(bench: &Bench, report: &mut BenchReport) -> Result<()> {
+    report
+        .missing
+        .push("throughput of the virtual socket: the agent has no request that only moves bytes".into());
+    turns(
+        bench,
+        report,
+        bench.product().map(|monitor| -> Box<dyn Contender> { Box::new(RoundTrip(monitor)) }),
+    )
+}
+
+fn digest(bench: &Bench, report: &mut BenchReport) -> Result<()> {
+    let image = bench.bed.product.join("uvm.igvm").display().to_string();
+    let measure = bench.bed.program("uvm-launch").display().to_string();
+    let runs = [
+        ProgramRun { name: "uvm-launch measure", words: vec![measure, "measure".into(), image.clone()] },
+        ProgramRun { name: "sha384sum", words: vec!["sha384sum".into(), image] },
+    ];
+    turns(bench, report, runs.into_iter().map(|run| -> Box<dyn Contender> { Box::new(run) }))
+}
+
+fn block(_: &Bench, report: &mut BenchReport) -> Result<()> {
+    let why = if on_path("fio") { "an image with fio in it" } else { "fio, which is not installed" };
+    report.missing.push(format!("sequential and random reads with and without verity: waiting for {why}"));
+    Ok(())
 }
 
 fn turns(

@@ -1,5 +1,6 @@
 //! A bench as a picture: a panel for each quantity, a bar for each contender's median, a line from least to most.
 
+use std::cmp::Reverse;
 use std::fmt::Display;
 use std::path::Path;
 
@@ -18,7 +19,7 @@ const WIDTH: u32 = 900;
 /// Heights in pixels: of a bar, and of what a panel has beside bars.
 const BAR: u32 = 26;
 const PANEL: u32 = 78;
-/// Panels of a picture at most: the first quantities are those that a bench is about.
+/// Panels of a picture at most: those that most contenders have a bar in come first.
 const PANELS: usize = 8;
 
 /// Draws `bench`; nothing where nothing was measured.
@@ -26,12 +27,14 @@ const PANELS: usize = 8;
 /// # Errors
 /// When the file cannot be written.
 pub fn draw(bench: &BenchReport, path: &Path) -> Result<()> {
-    let quantities: Vec<&Metric> = bench.quantities().into_iter().take(PANELS).collect();
+    let mut quantities = bench.quantities();
+    quantities.sort_by_key(|quantity| Reverse(bars(bench, &quantity.name).len()));
+    quantities.truncate(PANELS);
     if quantities.is_empty() {
         return Ok(());
     }
-    let bars = |quantity: &Metric| bars(bench, &quantity.name).len();
-    let heights: Vec<u32> = quantities.iter().map(|quantity| height(bars(quantity))).collect();
+    let heights: Vec<u32> =
+        quantities.iter().map(|quantity| height(bars(bench, &quantity.name).len())).collect();
     let mut rest = SVGBackend::new(path, (WIDTH, heights.iter().sum())).into_drawing_area();
     let whole = rest.clone();
     rest.fill(&WHITE).map_err(drawing)?;
@@ -47,9 +50,10 @@ fn height(bars: usize) -> u32 {
     PANEL + BAR * u32::try_from(bars).unwrap_or(1)
 }
 
-/// Who has measured this, with the position among all contenders, which chooses the colour.
+/// Who has measured this, the first one last, because bars are drawn from the bottom up; with the position among all
+/// contenders, which chooses the colour.
 fn bars<'a>(bench: &'a BenchReport, quantity: &str) -> Vec<(usize, &'a str, &'a Metric)> {
-    let rows = bench.rows.iter().enumerate();
+    let rows = bench.rows.iter().enumerate().rev();
     rows.filter_map(|(index, row)| Some((index, row.contender.as_str(), row.metric(quantity)?))).collect()
 }
 
@@ -62,10 +66,10 @@ fn draw_panel(panel: &Panel<'_>, bench: &BenchReport, quantity: &Metric) -> Resu
     let last = i32::try_from(bars.len())? - 1;
     let names: Vec<&str> = bars.iter().map(|(_, name, _)| *name).collect();
     let mut chart = ChartBuilder::on(panel)
-        .caption(axis(&quantity.name, quantity.unit), ("sans-serif", 16).into_font())
+        .caption(axis(&quantity.name, quantity.unit), ("sans-serif", 20).into_font())
         .margin(8)
         .x_label_area_size(22)
-        .y_label_area_size(170)
+        .y_label_area_size(180)
         .build_cartesian_2d(0.0..right, (0..last).into_segmented())
         .map_err(drawing)?;
     let name = |segment: &SegmentValue<i32>| match segment {
@@ -77,8 +81,8 @@ fn draw_panel(panel: &Panel<'_>, bench: &BenchReport, quantity: &Metric) -> Resu
     };
     chart
         .configure_mesh()
-        .disable_y_mesh()
-        .light_line_style(WHITE)
+        .disable_mesh()
+        .label_style(("sans-serif", 15).into_font())
         .y_labels(bars.len())
         .y_label_formatter(&name)
         .x_label_formatter(&|value| number(*value))
@@ -95,7 +99,7 @@ fn draw_panel(panel: &Panel<'_>, bench: &BenchReport, quantity: &Metric) -> Resu
         let whisker =
             PathElement::new(vec![(metric.min, middle.clone()), (metric.max, middle.clone())], BLACK);
         chart.draw_series([whisker]).map_err(drawing)?;
-        let label = Text::new(number(metric.median), (6, -6), ("sans-serif", 12).into_font());
+        let label = Text::new(number(metric.median), (6, -6), ("sans-serif", 15).into_font());
         chart.draw_series([EmptyElement::at((metric.max, middle)) + label]).map_err(drawing)?;
     }
     Ok(())

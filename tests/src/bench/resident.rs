@@ -22,6 +22,17 @@ pub struct Resident {
     pub guest: u64,
 }
 
+/// Which of a process's mappings is its guest's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guest {
+    /// None: the process runs no guest.
+    None,
+    /// The one of exactly so many KiB.
+    Of(u64),
+    /// The largest one, for machines whose size somebody else chose.
+    Largest,
+}
+
 /// One mapping, in KiB.
 #[derive(Debug, Default)]
 struct Mapping {
@@ -33,19 +44,25 @@ struct Mapping {
 }
 
 impl Resident {
-    /// Memory of process `pid`, whose guest has a mapping of exactly `guest_kib`; or no guest.
+    /// Memory of process `pid`.
     ///
     /// # Errors
-    /// When the process is gone, or not exactly one of its mappings has the guest's size.
-    pub fn of(pid: u32, guest_kib: Option<u64>) -> Result<Self> {
+    /// When the process is gone, or not exactly one of its mappings is the guest's.
+    pub fn of(pid: u32, guest: Guest) -> Result<Self> {
         let path = format!("/proc/{pid}/smaps");
         let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-        Self::from_smaps(&text, guest_kib).context(path)
+        Self::from_smaps(&text, guest).context(path)
     }
 
-    fn from_smaps(text: &str, guest_kib: Option<u64>) -> Result<Self> {
+    fn from_smaps(text: &str, guest: Guest) -> Result<Self> {
+        let mappings = mappings(text);
+        let guest_kib = match guest {
+            Guest::None => None,
+            Guest::Of(kib) => Some(kib),
+            Guest::Largest => mappings.iter().map(|mapping| mapping.size).max(),
+        };
         let (mut total, mut guests) = (Self::default(), 0);
-        for mapping in mappings(text) {
+        for mapping in mappings {
             if Some(mapping.size) == guest_kib {
                 guests += 1;
                 total.guest += mapping.rss;
@@ -60,6 +77,14 @@ impl Resident {
         let expected = usize::from(guest_kib.is_some());
         ensure!(guests == expected, "expected {expected} mapping of {guest_kib:?} KiB, found {guests}");
         Ok(total)
+    }
+
+    /// Takes another process in.
+    pub fn add(&mut self, other: Self) {
+        self.beside_guest += other.beside_guest;
+        self.private += other.private;
+        self.of_files += other.of_files;
+        self.guest += other.guest;
     }
 
     /// As values, for a table; `what` is whose memory it is.
@@ -127,12 +152,13 @@ Private_Dirty:        50 kB
     #[test]
     fn guest_memory_is_told_apart() {
         let expected = Resident { beside_guest: 350, private: 60, of_files: 300, guest: 40000 };
-        assert_eq!(Resident::from_smaps(SMAPS, Some(262_144)).unwrap(), expected);
+        assert_eq!(Resident::from_smaps(SMAPS, Guest::Of(262_144)).unwrap(), expected);
+        assert_eq!(Resident::from_smaps(SMAPS, Guest::Largest).unwrap(), expected);
     }
 
     #[test]
     fn a_guest_that_is_not_there_is_an_error() {
-        assert!(Resident::from_smaps(SMAPS, Some(524_288)).is_err());
-        assert_eq!(Resident::from_smaps(SMAPS, None).unwrap().beside_guest, 40350);
+        assert!(Resident::from_smaps(SMAPS, Guest::Of(524_288)).is_err());
+        assert_eq!(Resident::from_smaps(SMAPS, Guest::None).unwrap().beside_guest, 40350);
     }
 }

@@ -88,9 +88,6 @@ fn run(arguments: Arguments) -> Result<bool> {
     let counts_only = (arguments.guard || arguments.update_baseline) && arguments.names.is_empty();
     let report = if counts_only { None } else { Some(measure(&arguments)?) };
     if let Some(report) = &report {
-        if let Some(out) = &arguments.out {
-            write(report, out)?;
-        }
         if arguments.json {
             println!("{}", serde_json::to_string_pretty(report)?);
         } else {
@@ -134,6 +131,12 @@ fn measure(arguments: &Arguments) -> Result<Report> {
         folder: folder.path().into(),
     };
     let mut report = Report::new(Environment::here(arguments.revision.clone()));
-    report.benches.extend(entries.into_iter().map(|entry| entry.run(&bench)));
+    for entry in entries {
+        report.benches.push(entry.run(&bench));
+        // After each: what has been measured is not lost with a node that ends too early.
+        if let Some(out) = &arguments.out {
+            write(&report, out)?;
+        }
+    }
     Ok(report)
 }
