@@ -3,6 +3,7 @@
 //! A suite is a list of named cases; a case drives the product the way its users do (`ctr`, the CRI socket,
 //! `uvm-launch`), looks at what they would see, and leaves nothing behind. `cargo xtask test` runs them all.
 
+pub mod bench;
 pub mod case;
 pub mod command;
 pub mod cri;

@@ -1,4 +1,4 @@
-//! Everything a person types: `cargo xtask demo|test|node|image|kernel|fuzz|setup`.
+//! Everything a person types: `cargo xtask demo|test|bench|node|image|kernel|fuzz|setup`.
 //!
 //! This file only maps subcommands to modules; each module owns one artefact or one piece of machinery.
 
@@ -6,6 +6,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod demo;
 mod fuzz;
 mod image;
@@ -38,6 +39,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Build the product: programs and image, into target/uvm
     Image,
+    /// Measure the product beside others: time, memory, counts
+    Bench(bench::Arguments),
     /// Fuzz the parsers of hostile bytes
     Fuzz(fuzz::Arguments),
     /// Run a command, or a shell, as root in the nested node
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
             println!("{}", folder.display());
             ExitCode::SUCCESS
         }),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments).map(|clean| ExitCode::from(u8::from(!clean))),
         Command::Node(arguments) => run_in_node(arguments),
         Command::Test { steps } => test::run(&steps),

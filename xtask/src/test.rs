@@ -32,6 +32,7 @@ const STEPS: &[Step] = &[
     Step { name: "node", run: crate::node::checks::run },
     Step { name: "scratch", run: crate::scratch::run },
     Step { name: "tdx-entry", run: crate::tdx_entry::run },
+    Step { name: "guard", run: crate::bench::guard },
     Step { name: "suites", run: crate::suites::run },
 ];
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use boot_abi::RESET_PAGE_GPA;
-use launch::layout::{PAGE_SIZE, WINDOW_BASE, ram_ranges};
+use launch::layout::{PAGE_SIZE, WINDOW_BASE, WINDOW_SIZE, ram_ranges};
 use launch::plan::Tee;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
@@ -12,6 +12,10 @@ use vm_memory::{
 };
 
 use crate::hv::{HvError, Vm};
+
+/// What the processor maps with one entry of a page directory, in bytes.
+const HUGE_PAGE: u64 = 2 << 20;
+const _: () = assert!(WINDOW_BASE.is_multiple_of(HUGE_PAGE) && WINDOW_SIZE.is_multiple_of(HUGE_PAGE));
 
 /// Why there is no memory for the guest.
 #[derive(Debug, thiserror::Error)]
@@ -46,10 +50,15 @@ pub fn ram(memory_mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
     collect(regions.collect::<Result<_, _>>()?)
 }
 
-/// The window through which shared pages travel. It is not part of the guest's RAM, so that no device can be
-/// pointed at it.
+/// The window through which shared pages travel, with room for `bytes` at least. It is not part of the guest's RAM,
+/// so that no device can be pointed at it.
+///
+/// It is a whole number of huge pages. The system then places it at a multiple of their size, as it does with RAM, and
+/// the guest gets it in a few large pieces: in small ones every page of the kernel costs an exit of its own when the
+/// stub copies it.
 pub fn window(bytes: u64) -> Result<GuestMemoryMmap, MemoryError> {
-    collect(vec![region(WINDOW_BASE, bytes)?])
+    let wrong = || MemoryError::Layout(format!("a window of {bytes} bytes"));
+    collect(vec![region(WINDOW_BASE, bytes.checked_next_multiple_of(HUGE_PAGE).ok_or_else(wrong)?)?])
 }
 
 /// What the guest has as its own: RAM, and under TDX the page in which virtual CPUs start, which no device may

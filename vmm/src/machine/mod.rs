@@ -281,8 +281,11 @@ fn open(path: &Path) -> Result<File, LaunchError> {
 }
 
 fn read_image(path: &Path) -> Result<Vec<u8>, LaunchError> {
-    let mut bytes = Vec::new();
-    let read = open(path)?.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut bytes);
+    let file = open(path)?;
+    // The limit hides the file's size: without it the buffer would grow, and move, again and again.
+    let size = file.metadata().map_or(0, |metadata| metadata.len()).min(MAX_IMAGE_BYTES);
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).saturating_add(1));
+    let read = file.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut bytes);
     read.map_err(|source| LaunchError::File { path: path.into(), source })?;
     Ok(bytes)
 }
