@@ -53,9 +53,12 @@ impl Service {
                     Err(error) => return tracing::debug!("layer {diff_id} is not converted ahead: {error}"),
                 }
             }
-            // Until containerd's snapshots refer to them.
-            tokio::time::sleep(PATIENCE).await;
-            drop(kept);
+            // Until snapshots have them, and no longer: images that are removed soon free their space as well.
+            let deadline = Instant::now() + PATIENCE;
+            while !kept.is_empty() && Instant::now() < deadline {
+                tokio::time::sleep(POLL).await;
+                kept.retain(|layer| !service.store.was_used(layer));
+            }
         });
     }
 

@@ -297,6 +297,12 @@ impl Store {
         self.pin(id, &mut state)
     }
 
+    /// Whether a snapshot has the layer, or had it.
+    #[must_use]
+    pub fn was_used(&self, layer: &LayerPin) -> bool {
+        self.state().layers.get(&layer.id).is_some_and(|entry| entry.was_used)
+    }
+
     /// Numbers of all layers, in order.
     #[must_use]
     pub fn layers(&self) -> Vec<u64> {

@@ -31,6 +31,8 @@ pub struct LayerEntry {
     pub uncompressed_bytes: Option<u64>,
     /// Records that name it.
     pub references: usize,
+    /// Whether a record ever did, since this service began.
+    pub was_used: bool,
     /// [`super::LayerPin`]s on it.
     pub pins: usize,
 }
@@ -64,6 +66,7 @@ impl State {
     pub fn insert(&mut self, entry: Entry) {
         if let Some(layer) = entry.record.layer.and_then(|layer| self.layers.get_mut(&layer)) {
             layer.references += 1;
+            layer.was_used = true;
         }
         self.snapshots.insert(entry.record.name.clone(), entry);
     }
@@ -90,7 +93,10 @@ impl State {
         if let Some(diff_id) = description.diff_id {
             self.by_diff_id.insert(diff_id, id);
         }
-        self.layers.insert(id, LayerEntry { description, uncompressed_bytes, references: 0, pins: 0 });
+        self.layers.insert(
+            id,
+            LayerEntry { description, uncompressed_bytes, references: 0, was_used: false, pins: 0 },
+        );
     }
 
     /// A number for a new snapshot.
