@@ -14,6 +14,7 @@ pub mod layered_image;
 pub mod ledger;
 pub mod oci_archive;
 pub mod own_machine;
+pub mod progress;
 pub mod registry;
 pub mod snapshots;
 pub mod suites;

@@ -41,6 +41,12 @@ const PORT_NAME: &str = "uvm.node";
 const BOOT_TRIES: u32 = 3;
 /// Longest time from power-on to the first command.
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
+/// Between two signs of life of a node.
+const BEAT: Duration = Duration::from_secs(5);
+/// A node that has not been heard of for so long hangs: emulated processors now and then lock each other out.
+const SILENCE: Duration = Duration::from_secs(120);
+/// How much of the console an error shows, in bytes.
+const CONSOLE_TAIL: usize = 2048;
 /// Longest time from the request to power off until QEMU's end.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(20);
 
@@ -210,13 +216,13 @@ impl Node {
             Reply::Failed(reason) => bail!("{reason}"),
             other => bail!("expected the node to be ready, found {other:?}"),
         }
-        Ok(self.port.set_read_timeout(None)?)
+        Ok(self.port.set_read_timeout(Some(SILENCE))?)
     }
 
     /// Runs a command to its end; gives its exit code, or 128 + n after signal n.
     ///
     /// # Errors
-    /// When the node ends before the command, or a stream cannot be written.
+    /// When the node ends before the command or hangs, or a stream cannot be written.
     pub fn run(&mut self, job: &Job, streams: Streams<'_>) -> Result<u8> {
         self.requests.send(&Request::Run(job.spec.clone()))?;
         match streams.input {
@@ -225,9 +231,10 @@ impl Node {
         }
         loop {
             let reply = wire::receive(&self.port).map_err(explain);
-            match reply.with_context(|| format!("the node's console is {}", self.keep_logs().display()))? {
+            match reply.with_context(|| self.last_words())? {
                 Reply::Output(bytes) => write_now(streams.output, &bytes)?,
                 Reply::Errors(bytes) => write_now(streams.errors, &bytes)?,
+                Reply::Alive => {}
                 Reply::Exited(status) => return Ok(status),
                 Reply::Failed(reason) => bail!("node: {reason}"),
                 Reply::Ready => bail!("expected the command's output, found the node ready again"),
@@ -265,10 +272,13 @@ impl Node {
     pub fn shutdown(mut self) -> Result<()> {
         self.requests.send(&Request::Shutdown)?;
         self.port.set_read_timeout(Some(SHUTDOWN_LIMIT))?;
-        match wire::receive::<Reply>(&self.port) {
-            Err(error) if ended(&error) => {}
-            Err(error) => return Err(explain(error)).context("the node did not power off"),
-            Ok(reply) => bail!("expected the node to power off, found {reply:?}"),
+        loop {
+            match wire::receive::<Reply>(&self.port) {
+                Ok(Reply::Alive) => {}
+                Err(error) if ended(&error) => break,
+                Err(error) => return Err(explain(error)).context("the node did not power off"),
+                Ok(reply) => bail!("expected the node to power off, found {reply:?}"),
+            }
         }
         let status = self.machine.wait()?;
         ensure!(status.success(), "QEMU: {status}");
@@ -280,6 +290,14 @@ impl Node {
     fn keep_logs(&self) -> &Path {
         self.machine.console()
     }
+
+    /// Where the console is, and how it ends: all that is left of a node that a test run starts.
+    fn last_words(&self) -> String {
+        let console = self.keep_logs();
+        let bytes = fs::read(console).unwrap_or_default();
+        let tail = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(CONSOLE_TAIL)..]).into_owned();
+        format!("the node's console is {}; it ends with:\n{}\n", console.display(), tail.trim_end())
+    }
 }
 
 /// A reader of the port sees either when QEMU ends: which one depends on what was still unread.
@@ -289,7 +307,9 @@ fn ended(error: &io::Error) -> bool {
 
 fn explain(error: io::Error) -> anyhow::Error {
     match error.kind() {
-        io::ErrorKind::WouldBlock => anyhow::anyhow!("expected an answer in time, found none"),
+        io::ErrorKind::WouldBlock => {
+            anyhow::anyhow!("expected a sign of life in time, found none: the node hangs")
+        }
         _ if ended(&error) => anyhow::anyhow!("the node ended unexpectedly"),
         _ => anyhow::Error::new(error).context("cannot read from the node"),
     }

@@ -70,6 +70,8 @@ pub enum Reply {
     Exited(u8),
     /// The node cannot do what was asked; the text says why.
     Failed(String),
+    /// The node's kernel still runs programs. Sent again and again once the node is ready.
+    Alive,
 }
 
 /// A message that can be sent as a frame.
@@ -119,6 +121,7 @@ impl Message for Reply {
             Self::Errors(bytes) => (18, bytes.clone()),
             Self::Exited(status) => (19, vec![*status]),
             Self::Failed(text) => (20, text.clone().into_bytes()),
+            Self::Alive => (21, Vec::new()),
         })
     }
 
@@ -129,6 +132,7 @@ impl Message for Reply {
             (18, _) => Ok(Self::Errors(payload)),
             (19, &[status]) => Ok(Self::Exited(status)),
             (20, text) => Ok(Self::Failed(String::from_utf8_lossy(text).into_owned())),
+            (21, []) => Ok(Self::Alive),
             _ => Err(unknown("reply", kind, payload.len())),
         }
     }
@@ -205,6 +209,7 @@ mod tests {
         round_trip(Reply::Output(vec![0, 1, 2]));
         round_trip(Reply::Exited(137));
         round_trip(Reply::Failed("why".into()));
+        round_trip(Reply::Alive);
     }
 
     #[test]

@@ -22,7 +22,10 @@ use rustix::{
 };
 
 use super::reaper::Reaper;
-use crate::node::wire::{self, CHUNK, JobSpec, Reply};
+use crate::node::{
+    BEAT,
+    wire::{self, CHUNK, JobSpec, Reply},
+};
 
 /// What a shell answers for a command that does not exist, and for one that cannot be started.
 const NOT_FOUND: u8 = 127;
@@ -65,6 +68,16 @@ impl Jobs {
     #[must_use]
     pub fn new(port: Arc<File>, reaper: Reaper) -> Self {
         Self { replies: Arc::new(Mutex::new(port)), reaper, input: None }
+    }
+
+    /// Tells the other side from now on that this kernel still runs programs, until the port closes.
+    pub fn show_life(&self) {
+        let replies = Arc::clone(&self.replies);
+        thread::spawn(move || {
+            while reply(&replies, &Reply::Alive).is_ok() {
+                thread::sleep(BEAT);
+            }
+        });
     }
 
     /// Starts a command. What is wrong with it is its own error output and status, not an error.

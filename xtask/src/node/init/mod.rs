@@ -66,6 +66,7 @@ fn serve(port: &mut File, replies: &Arc<File>) -> Result<()> {
     services::start(&setup, &reaper)?;
     wire::send(&**replies, &Reply::Ready)?;
     let mut jobs = Jobs::new(Arc::clone(replies), reaper);
+    jobs.show_life();
     loop {
         match wire::receive(&mut *port) {
             Ok(Request::Run(job)) => jobs.run(&job)?,
