@@ -284,7 +284,7 @@ async fn cri_pulls_an_image() {
     assert_eq!(node.store.list().iter().filter(|entry| committed(entry)).count(), 5);
     assert_eq!(node.store.chain(Some(&node.store.list()[4].record.name)).unwrap().len(), 5);
     images.remove_image(RemoveImageRequest { image: spec }).await.unwrap();
-    // Neither what was converted ahead of the pull keeps the space.
+    // What was converted ahead of the pull does not keep the space either.
     for _ in 0..200 {
         if node.store.list().is_empty() && node.store.layers().is_empty() {
             return;

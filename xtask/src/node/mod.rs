@@ -272,9 +272,11 @@ impl Node {
     pub fn shutdown(mut self) -> Result<()> {
         self.requests.send(&Request::Shutdown)?;
         self.port.set_read_timeout(Some(SHUTDOWN_LIMIT))?;
+        let deadline = Instant::now() + SHUTDOWN_LIMIT;
         loop {
             match wire::receive::<Reply>(&self.port) {
-                Ok(Reply::Alive) => {}
+                // Each sign of life starts the port's time anew, so it does not count.
+                Ok(Reply::Alive) => ensure!(Instant::now() < deadline, "the node did not power off in time"),
                 Err(error) if ended(&error) => break,
                 Err(error) => return Err(explain(error)).context("the node did not power off"),
                 Ok(reply) => bail!("expected the node to power off, found {reply:?}"),
